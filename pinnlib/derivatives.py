@@ -1,0 +1,72 @@
+"""Derivatives of a network's output with respect to its inputs."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Model = Callable[[Tensor], Tensor]
+"""Anything that maps points ``(N, d)`` to values ``(N, m)``: a module, or a plain function."""
+
+
+class Derivatives(Protocol):
+    """The signature that :func:`nested` has, and that any replacement of it must have."""
+
+    def __call__(
+        self, model: Model, x: Tensor, order: int = 2
+    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]: ...
+
+
+def nested(
+    model: Model, x: Tensor, order: int = 2
+) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    r"""Output, first and pure second derivatives by nested automatic differentiation.
+
+    Returns :math:`u`, :math:`(\partial u/\partial x_1, …, \partial u/\partial x_d)` and
+    :math:`(\partial^2 u/\partial x_1^2, …, \partial^2 u/\partial x_d^2)`. They stay connected to
+    the parameters, so that a loss made of them can be differentiated again. The points must be
+    independent of one another: no layer may mix the rows of a batch, as batch normalisation does.
+
+    Args:
+        model: maps points to values.
+        x: points, ``(N, d)``.
+        order: 2, or 1 to leave out the second derivatives; the third result is then ``()``.
+
+    Returns:
+        ``u`` of shape ``(N, m)``, and two tuples with ``d`` tensors of that shape each.
+
+    Raises:
+        ValueError: if ``order`` is not 1 or 2, or ``x`` is not ``(N, d)``.
+
+    >>> x = torch.tensor([[2.0, 3.0]], dtype=torch.float64)
+    >>> u, (u_x, u_t), (u_xx, u_tt) = nested(lambda x: x[:, :1] ** 2 * x[:, 1:], x)
+    >>> u.item(), u_x.item(), u_t.item(), u_xx.item(), u_tt.item()
+    (12.0, 12.0, 4.0, 6.0, 0.0)
+    """
+    if order not in (1, 2):
+        raise ValueError(f"order is {order}: nested computes derivatives of order 1 and 2")
+    if x.ndim != 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}: pass points as (N, d)")
+    x = x.detach().requires_grad_(True)
+    u = model(x)
+    columns = range(x.shape[1])
+    gradients = [_derivative(component, x) for component in u.unbind(1)]
+    first = tuple(torch.stack([g[:, j] for g in gradients], dim=1) for j in columns)
+    if order == 1:
+        return u, first, ()
+    second = tuple(
+        torch.stack([_derivative(g[:, j], x)[:, j] for g in gradients], dim=1) for j in columns
+    )
+    return u, first, second
+
+
+def _derivative(y: Tensor, x: Tensor) -> Tensor:
+    """∂y_i/∂x_i for each point i, ``(N, d)``; zero where y does not depend on x."""
+    if not y.requires_grad:
+        return torch.zeros_like(x)
+    # y_i depends on point i only, so the gradient of the sum holds every point's own gradient.
+    (gradient,) = torch.autograd.grad(
+        y.sum(), x, create_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return gradient

@@ -1,0 +1,177 @@
+"""The gradient matrix of a loss with several terms, and statistics of its rows."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+def gradient_matrix(losses: Mapping[str, Tensor], params: Iterable[Tensor]) -> Tensor:
+    r"""Gradients of all loss terms, one row a term: the matrix that all balancing starts from.
+
+    .. math:: G = \begin{pmatrix} \nabla_\theta \mathcal L_1 \\ \vdots \\ \nabla_\theta \mathcal L_K
+       \end{pmatrix} \in \mathbb R^{K \times P}
+
+    One backward pass a term. The graph that the terms share is kept until the last of them is
+    done, and freed then. No ``.grad`` is written, and the result is detached. A parameter that a
+    term does not use has zeros in that term's row.
+
+    Args:
+        losses: scalar loss of each term, by name, unweighted.
+        params: the parameters θ; frozen ones (``requires_grad`` off) are left out.
+
+    Returns:
+        ``(K, P)``, rows in the order of ``losses``, columns in the order of ``params``, each
+        parameter flattened row by row.
+
+    Raises:
+        ValueError: if there is no term or no trainable parameter, if a loss is not a finite
+            scalar, has no graph, or uses none of the parameters, or if a gradient is not finite.
+
+    >>> theta = torch.tensor([1.0, 2.0], requires_grad=True)
+    >>> gradient_matrix({"data": theta.sum(), "pde": (theta**2).sum()}, [theta])
+    tensor([[1., 1.],
+            [2., 4.]])
+    """
+    G, used = gradient_rows(losses, trainable(params))
+    check_used(losses, used)
+    for term, row in zip(losses, G, strict=True):
+        check_finite(term, row)
+    return G
+
+
+def gradient_rows(
+    losses: Mapping[str, Tensor], params: Sequence[Tensor], retain_graph: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The gradient matrix, ``(K, P)``, and which parameters each term uses, ``(K, len(params))``.
+
+    The unchecked part of :func:`gradient_matrix`: it accepts a term that uses none of the
+    parameters, and gradients that are not finite. ``retain_graph`` keeps the graph of the last
+    term, too.
+    """
+    if not losses:
+        raise ValueError("losses is empty: pass one scalar loss for each term")
+    for term, loss in losses.items():
+        check_loss(term, loss)
+    used = torch.zeros(len(losses), len(params), dtype=torch.bool)
+    rows = []
+    for k, loss in enumerate(losses.values()):
+        gradients = torch.autograd.grad(
+            loss, params, retain_graph=retain_graph or k < len(losses) - 1, allow_unused=True
+        )
+        used[k] = torch.tensor([g is not None for g in gradients])
+        row = torch.cat(
+            [
+                torch.zeros_like(p).reshape(-1) if g is None else g.reshape(-1)
+                for g, p in zip(gradients, params, strict=True)
+            ]
+        )
+        rows.append(row)
+    return torch.stack(rows), used
+
+
+def trainable(params: Iterable[Tensor]) -> list[Tensor]:
+    """The parameters that are not frozen; a ValueError if none is left."""
+    kept = [p for p in params if p.requires_grad]
+    if not kept:
+        raise ValueError("there is no trainable parameter: pass some with requires_grad=True")
+    return kept
+
+
+def check_loss(term: str, loss: Tensor) -> None:
+    """Raise a ValueError that names the term if its loss cannot be differentiated."""
+    if loss.numel() != 1:
+        raise ValueError(f"loss {term!r} has shape {tuple(loss.shape)}: reduce it to a scalar")
+    if not torch.isfinite(loss):
+        raise ValueError(
+            f"loss {term!r} is {loss.item()}: lower the learning rate or check its inputs"
+        )
+    if not loss.requires_grad:
+        raise ValueError(
+            f"loss {term!r} ({loss.item():.3g}) has no graph: "
+            "compute it from the model's output, without detach() or no_grad()"
+        )
+
+
+def check_used(losses: Iterable[str], used: Tensor) -> None:
+    """Raise a ValueError that names the term if it uses none of the parameters."""
+    for term, row in zip(losses, used, strict=True):
+        if not row.any():
+            raise ValueError(
+                f"loss {term!r} uses none of the parameters: compute it from the model's output"
+            )
+
+
+def check_finite(term: str, row: Tensor, step: int | None = None) -> None:
+    """Raise a ValueError that names the term if its gradient has an infinite or undefined entry."""
+    if not torch.isfinite(row).all():
+        bad = row[~torch.isfinite(row)]
+        at = "" if step is None else f" at step {step}"
+        raise ValueError(
+            f"gradient of loss {term!r}{at} has {bad.numel()} of {row.numel()} entries that are "
+            f"not finite, such as {bad[0].item()}: lower the learning rate or check the derivatives"
+        )
+
+
+def mean_abs(G: Tensor) -> Tensor:
+    r"""Mean of absolute values, :math:`\frac1P\sum_i |G_{ki}|`; ``(…, P)`` to ``(…)``.
+
+    >>> mean_abs(torch.tensor([[3.0, -4.0]]))
+    tensor([3.5000])
+    """
+    return G.abs().mean(dim=-1)
+
+
+def max_abs(G: Tensor) -> Tensor:
+    r"""Largest absolute value, :math:`\max_i |G_{ki}|`; ``(…, P)`` to ``(…)``.
+
+    >>> max_abs(torch.tensor([[3.0, -4.0]]))
+    tensor([4.])
+    """
+    return G.abs().amax(dim=-1)
+
+
+def l2_norm(G: Tensor) -> Tensor:
+    r"""Euclidean norm, :math:`\sqrt{\sum_i G_{ki}^2}`; ``(…, P)`` to ``(…)``.
+
+    >>> l2_norm(torch.tensor([[3.0, -4.0]]))
+    tensor([5.])
+    """
+    # Scaled by the largest entry, so that squares neither overflow nor vanish.
+    scale = max_abs(G).clamp(min=torch.finfo(G.dtype).tiny)
+    norm: Tensor = torch.linalg.vector_norm(G / scale[..., None], dim=-1) * scale
+    return norm
+
+
+def layer_view(G: Tensor, named_params: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Columns of the gradient matrix that belong to each layer, as views, without a copy.
+
+    Parameters whose names differ only behind the last dot (``layers.0.weight`` and
+    ``layers.0.bias``) form a layer; they must stand side by side, as PyTorch yields them.
+
+    Args:
+        G: gradient matrix ``(…, P)``.
+        named_params: ``model.named_parameters()``, those that ``G`` was computed for.
+
+    Returns:
+        ``(…, p)`` for each layer of p parameters, by layer name.
+
+    Raises:
+        ValueError: if the parameters do not add up to P.
+
+    >>> layer = torch.nn.Linear(2, 3)
+    >>> view = layer_view(torch.zeros(2, 9), layer.named_parameters(prefix="first"))
+    >>> {name: tuple(columns.shape) for name, columns in view.items()}
+    {'first': (2, 9)}
+    """
+    sizes: dict[str, int] = {}
+    for name, p in named_params:
+        if p.requires_grad:
+            layer = name.rpartition(".")[0]
+            sizes[layer] = sizes.get(layer, 0) + p.numel()
+    if sum(sizes.values()) != G.shape[-1]:
+        raise ValueError(
+            f"G has {G.shape[-1]} columns, but the parameters have {sum(sizes.values())} entries: "
+            "pass those that G was computed for"
+        )
+    return dict(zip(sizes, G.split(list(sizes.values()), dim=-1), strict=True))

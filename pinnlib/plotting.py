@@ -1,0 +1,119 @@
+"""The figures that several chapters share. The style is ``plt.style.use("pinnlib.book")``."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from pinnlib.derivatives import Model
+from pinnlib.problems import Problem
+
+COLORS = {
+    "plain": "#D55E00",
+    "balanced": "#0072B2",
+    "constant": "#009E73",
+    "data": "#E69F00",
+    "pde": "#56B4E9",
+}
+"""Colour of each method and of each loss term, the same in every chapter."""
+
+
+def plot_solution(problem: Problem, model: Model, n: int = 100) -> Figure:
+    """Draw exact solution, prediction and absolute error side by side, for two inputs.
+
+    Exact solution and prediction share one colour scale, so that they can be compared; values of
+    the prediction outside it are drawn in the end colours.
+
+    Args:
+        problem: gives the domain and the exact solution.
+        model: maps points ``(N, 2)`` to values ``(N, 1)``.
+        n: grid points along each input.
+    """
+    x = problem.grid(n)
+    with torch.no_grad():
+        exact, prediction = (f(x).reshape(n, n).T.cpu() for f in (problem.exact, model))
+    error = (prediction - exact).abs()
+    limit = exact.abs().max().item()
+    figure, axes = plt.subplots(1, 3, figsize=(9, 2.8), sharey=True)
+    extent = [bound for interval in problem.domain for bound in interval]
+    panels: dict[str, tuple[Tensor, dict[str, Any]]] = {
+        "exact solution $u$": (exact, {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}),
+        "prediction $u_θ$": (prediction, {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}),
+        "absolute error $|u_θ - u|$": (error, {"cmap": "viridis", "vmin": 0}),
+    }
+    for ax, (title, (values, style)) in zip(axes, panels.items(), strict=True):
+        image = ax.imshow(values, extent=extent, aspect="auto", **style)
+        ax.set(title=title, xlabel=f"${problem.variables[0]}$")
+        ax.grid(False)
+        figure.colorbar(image, ax=ax)
+    axes[0].set_ylabel(f"${problem.variables[1]}$")
+    return figure
+
+
+def plot_runs(
+    ax: Axes, steps: ArrayLike, runs: ArrayLike, *, label: str, color: str | None = None
+) -> None:
+    """Draw several runs of one method on a logarithmic axis: their median, their spread as a band.
+
+    Args:
+        ax: where to draw.
+        steps: recorded steps, ``(T,)``.
+        runs: a value for each seed and recorded step, ``(S, T)``; the band goes from the least to
+            the greatest.
+        label: the method's name in the legend.
+        color: its colour, such as one of ``COLORS``; the next of the cycle by default.
+    """
+    values = np.asarray(runs)
+    (line,) = ax.plot(np.asarray(steps), np.median(values, axis=0), label=label, color=color)
+    ax.fill_between(
+        np.asarray(steps), values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2
+    )
+    ax.set_yscale("log")
+
+
+def plot_gradient_histograms(
+    snapshots: Mapping[int, Mapping[str, Tensor]], terms: Sequence[str]
+) -> Figure:
+    """Draw the sizes of gradient entries: one row a step, one column a layer, one curve a term.
+
+    Args:
+        snapshots: for each training step, the layers' columns of the gradient matrix, ``(K, p)``,
+            as :func:`pinnlib.gradients.layer_view` gives them. Entries that are exactly zero have
+            no logarithm and are left out.
+        terms: names of the K rows.
+    """
+    layers = list(next(iter(snapshots.values())))
+    figure, axes = plt.subplots(
+        len(snapshots),
+        len(layers),
+        figsize=(2.3 * len(layers), 1.7 * len(snapshots)),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for row, (step, view) in zip(axes, snapshots.items(), strict=True):
+        for ax, layer in zip(row, layers, strict=True):
+            for k, term in enumerate(terms):
+                sizes = view[layer][k].abs()
+                ax.hist(
+                    sizes[sizes > 0].log10().cpu().numpy(),
+                    bins=40,
+                    density=True,
+                    histtype="stepfilled",
+                    alpha=0.6,
+                    label=term,
+                    color=COLORS.get(term),
+                )
+        row[0].set_ylabel(f"step {step}\ndensity")
+    for ax, layer in zip(axes[0], layers, strict=True):
+        ax.set_title(layer)
+    for ax in axes[-1]:
+        ax.set_xlabel(r"$\log_{10}|\partial \mathcal{L}_k/\partial \theta_i|$")
+    axes[0, -1].legend()
+    return figure

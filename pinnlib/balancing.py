@@ -10,11 +10,11 @@ from pinnlib.gradients import check_finite, l2_norm, max_abs, mean_abs
 
 Statistic = Callable[[Tensor], Tensor]
 """Turns rows ``(…, P)`` into numbers ``(…)``, such as :func:`pinnlib.gradients.mean_abs`."""
-Average = Callable[[Tensor, Tensor, float], Tensor]
+Average = Callable[[Tensor, Tensor, float | Tensor], Tensor]
 """Mixes an old and a new weight, given the weight α of the new one."""
 
 
-def arithmetic_average(old: Tensor, new: Tensor, alpha: float) -> Tensor:
+def arithmetic_average(old: Tensor, new: Tensor, alpha: float | Tensor) -> Tensor:
     r"""Exponential moving average, :math:`(1-\alpha)\,\lambda + \alpha\,\hat\lambda`.
 
     >>> arithmetic_average(torch.tensor(1.0), torch.tensor(100.0), 0.5)
@@ -23,7 +23,7 @@ def arithmetic_average(old: Tensor, new: Tensor, alpha: float) -> Tensor:
     return (1 - alpha) * old + alpha * new
 
 
-def logarithmic_average(old: Tensor, new: Tensor, alpha: float) -> Tensor:
+def logarithmic_average(old: Tensor, new: Tensor, alpha: float | Tensor) -> Tensor:
     r"""The same average of logarithms, :math:`\lambda^{1-\alpha}\,\hat\lambda^{\alpha}`.
 
     A new value of zero has no logarithm; the old value is then kept.
@@ -58,14 +58,14 @@ class GradientBalancer:
             turns the K statistics ``(…, K)`` into R ``(…)``, such as :func:`mean_of_terms`.
         statistic: S, the size of a row.
         reference_statistic: the size of the reference term's row, where it differs from S.
-        alpha: α, the weight of the *new* value, in (0, 1].
+        alpha: α, the weight of the *new* value, in (0, 1]; ``(S, 1)`` for S matrices.
         every: steps from one update of the weights to the next; the first step is one.
         weighted: divide by the size of the gradient of the weighted loss,
             :math:`\lambda_k S(G_k)`, which makes :math:`\sqrt{R/S(G_k)}` the fixed point.
         average: how old and new value are mixed.
         warm_start: let the weights start at the first measured ratio instead of 1.
         bounds: factors (low, high): each weight stays between low and high times the first ratio
-            measured for it.
+            measured for it. A ratio of zero, or one that cannot be measured, is not a first one.
 
     Raises:
         ValueError: if a name is missing, unknown or twice there, or a number is out of its range.
@@ -82,7 +82,7 @@ class GradientBalancer:
         reference: str | Callable[[Tensor], Tensor],
         statistic: Statistic = mean_abs,
         reference_statistic: Statistic | None = None,
-        alpha: float = 0.9,
+        alpha: float | Tensor = 0.9,
         every: int = 1,
         weighted: bool = False,
         average: Average = arithmetic_average,
@@ -95,7 +95,7 @@ class GradientBalancer:
             raise ValueError(f"terms names {twice} more than once: give each term its own name")
         if isinstance(reference, str) and reference not in terms:
             raise ValueError(f"reference {reference!r} is not a term: choose one of {list(terms)}")
-        if not 0 < alpha <= 1:
+        if not all(0 < a <= 1 for a in torch.as_tensor(alpha).flatten().tolist()):
             raise ValueError(
                 f"alpha is {alpha}: the weight of the new value must lie in (0, 1]; "
                 "a momentum β elsewhere is 1 - alpha here"
@@ -128,6 +128,10 @@ class GradientBalancer:
         Returns:
             ``(…, K)`` in double precision.
         """
+        return self._measure(G).nan_to_num(nan=1.0)
+
+    def _measure(self, G: Tensor) -> Tensor:
+        """The target weights, undefined (NaN) where there is nothing to balance."""
         sizes = self.statistic(G).double().cpu()
         if isinstance(self.reference, str):
             index = self.terms.index(self.reference)
@@ -138,7 +142,7 @@ class GradientBalancer:
         if self.weighted:
             sizes = self.weights * sizes
         R = R[..., None]
-        ratio = torch.where(sizes > R / torch.finfo(G.dtype).max, R / sizes, 1.0)
+        ratio = torch.where(sizes > R / torch.finfo(G.dtype).max, R / sizes, torch.nan)
         if index is not None:
             ratio[..., index] = 1.0
         return ratio
@@ -164,15 +168,15 @@ class GradientBalancer:
         for k, term in enumerate(self.terms):
             check_finite(term, G[..., k, :], self.step)
         if self.step % self.every == 0:
-            self._follow(self.ratio(G))
+            self._follow(self._measure(G))
         self.step += 1
         return self.weights.clone()
 
-    def _follow(self, ratio: Tensor) -> None:
-        measured = self.first_ratio.isnan() & (ratio > 0)
-        old = torch.where(measured, ratio, self.weights) if self.warm_start else self.weights
-        self.first_ratio = torch.where(measured, ratio, self.first_ratio)
-        weights = self.average(old, ratio, self.alpha)
+    def _follow(self, measured: Tensor) -> None:
+        is_first = self.first_ratio.isnan() & (measured > 0)
+        old = torch.where(is_first, measured, self.weights) if self.warm_start else self.weights
+        self.first_ratio = torch.where(is_first, measured, self.first_ratio)
+        weights = self.average(old, measured.nan_to_num(nan=1.0), self.alpha)
         if self.bounds is not None:
             low, high = self.bounds
             bounded = weights.clamp(low * self.first_ratio, high * self.first_ratio)
@@ -199,13 +203,16 @@ class GradientBalancer:
                 f"the saved terms are {list(state['terms'])}, but this balancer has "
                 f"{list(self.terms)}: load the state of the same problem"
             )
-        self.weights = state["weights"].clone()
-        self.first_ratio = state["first_ratio"].clone()
+        self.weights = state["weights"].to("cpu", copy=True)
+        self.first_ratio = state["first_ratio"].to("cpu", copy=True)
         self.step = state["step"]
 
     @classmethod
     def simplified(
-        cls, terms: Sequence[str] = ("data", "pde"), reference: str = "data", alpha: float = 0.9
+        cls,
+        terms: Sequence[str] = ("data", "pde"),
+        reference: str = "data",
+        alpha: float | Tensor = 0.9,
     ) -> Self:
         r"""This book's rule: mean absolute values, the data term is the reference, every step.
 

@@ -30,14 +30,14 @@ def nested(
 
     Args:
         model: maps points to values.
-        x: points, ``(N, d)``.
+        x: points, ``(N, d)``, or ``(S, N, d)`` for a stack of S networks.
         order: 2, or 1 to leave out the second derivatives; the third result is then ``()``.
 
     Returns:
         ``u`` of shape ``(N, m)``, and two tuples with ``d`` tensors of that shape each.
 
     Raises:
-        ValueError: if ``order`` is not 1 or 2, or ``x`` is not ``(N, d)``.
+        ValueError: if ``order`` is not 1 or 2, or ``x`` is not a batch of points.
 
     >>> x = torch.tensor([[2.0, 3.0]], dtype=torch.float64)
     >>> u, (u_x, u_t), (u_xx, u_tt) = nested(lambda x: x[:, :1] ** 2 * x[:, 1:], x)
@@ -46,17 +46,17 @@ def nested(
     """
     if order not in (1, 2):
         raise ValueError(f"order is {order}: nested computes derivatives of order 1 and 2")
-    if x.ndim != 2:
+    if x.ndim < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}: pass points as (N, d)")
     x = x.detach().requires_grad_(True)
     u = model(x)
-    columns = range(x.shape[1])
-    gradients = [_derivative(component, x) for component in u.unbind(1)]
-    first = tuple(torch.stack([g[:, j] for g in gradients], dim=1) for j in columns)
+    columns = range(x.shape[-1])
+    gradients = [_derivative(component, x) for component in u.unbind(-1)]
+    first = tuple(torch.stack([g[..., j] for g in gradients], dim=-1) for j in columns)
     if order == 1:
         return u, first, ()
     second = tuple(
-        torch.stack([_derivative(g[:, j], x)[:, j] for g in gradients], dim=1) for j in columns
+        torch.stack([_derivative(g[..., j], x)[..., j] for g in gradients], dim=-1) for j in columns
     )
     return u, first, second
 

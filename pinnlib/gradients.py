@@ -18,7 +18,8 @@ def gradient_matrix(losses: Mapping[str, Tensor], params: Iterable[Tensor]) -> T
 
     Args:
         losses: scalar loss of each term, by name, unweighted.
-        params: the parameters θ; frozen ones (``requires_grad`` off) are left out.
+        params: the parameters θ; frozen ones (``requires_grad`` off) are left out, and one that is
+            listed twice counts once.
 
     Returns:
         ``(K, P)``, rows in the order of ``losses``, columns in the order of ``params``, each
@@ -41,54 +42,61 @@ def gradient_matrix(losses: Mapping[str, Tensor], params: Iterable[Tensor]) -> T
 
 
 def gradient_rows(
-    losses: Mapping[str, Tensor], params: Sequence[Tensor], retain_graph: bool = False
+    losses: Mapping[str, Tensor],
+    params: Sequence[Tensor],
+    *,
+    retain_graph: bool = False,
+    stack: tuple[int, ...] = (),
 ) -> tuple[Tensor, Tensor]:
     """The gradient matrix, ``(K, P)``, and which parameters each term uses, ``(K, len(params))``.
 
     The unchecked part of :func:`gradient_matrix`: it accepts a term that uses none of the
     parameters, and gradients that are not finite. ``retain_graph`` keeps the graph of the last
-    term, too.
+    term, too. For a stack of S networks, ``stack`` is ``(S,)``: losses are ``(S,)``, parameters
+    ``(S, …)``, and the matrix is ``(S, K, P)``.
     """
     if not losses:
         raise ValueError("losses is empty: pass one scalar loss for each term")
     for term, loss in losses.items():
-        check_loss(term, loss)
+        check_loss(term, loss, stack)
     used = torch.zeros(len(losses), len(params), dtype=torch.bool)
     rows = []
     for k, loss in enumerate(losses.values()):
         gradients = torch.autograd.grad(
-            loss, params, retain_graph=retain_graph or k < len(losses) - 1, allow_unused=True
+            loss.sum(), params, retain_graph=retain_graph or k < len(losses) - 1, allow_unused=True
         )
         used[k] = torch.tensor([g is not None for g in gradients])
         row = torch.cat(
             [
-                torch.zeros_like(p).reshape(-1) if g is None else g.reshape(-1)
+                (torch.zeros_like(p) if g is None else g).reshape(*stack, -1)
                 for g, p in zip(gradients, params, strict=True)
-            ]
+            ],
+            dim=-1,
         )
         rows.append(row)
-    return torch.stack(rows), used
+    return torch.stack(rows, dim=-2), used
 
 
 def trainable(params: Iterable[Tensor]) -> list[Tensor]:
-    """The parameters that are not frozen; a ValueError if none is left."""
-    kept = [p for p in params if p.requires_grad]
+    """The parameters that are not frozen, shared ones once; a ValueError if none is left."""
+    kept = list(dict.fromkeys(p for p in params if p.requires_grad))
     if not kept:
         raise ValueError("there is no trainable parameter: pass some with requires_grad=True")
     return kept
 
 
-def check_loss(term: str, loss: Tensor) -> None:
+def check_loss(term: str, loss: Tensor, stack: tuple[int, ...] = ()) -> None:
     """Raise a ValueError that names the term if its loss cannot be differentiated."""
-    if loss.numel() != 1:
-        raise ValueError(f"loss {term!r} has shape {tuple(loss.shape)}: reduce it to a scalar")
-    if not torch.isfinite(loss):
+    if loss.shape != stack and (stack or loss.numel() != 1):
+        wanted = f"one scalar for each network, {stack}" if stack else "a scalar"
+        raise ValueError(f"loss {term!r} has shape {tuple(loss.shape)}: reduce it to {wanted}")
+    if not torch.isfinite(loss).all():
         raise ValueError(
-            f"loss {term!r} is {loss.item()}: lower the learning rate or check its inputs"
+            f"loss {term!r} is {loss.tolist()}: lower the learning rate or check its inputs"
         )
     if not loss.requires_grad:
         raise ValueError(
-            f"loss {term!r} ({loss.item():.3g}) has no graph: "
+            f"loss {term!r} ({loss.tolist()}) has no graph: "
             "compute it from the model's output, without detach() or no_grad()"
         )
 

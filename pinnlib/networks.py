@@ -68,10 +68,60 @@ class MLP(nn.Module):
             nn.init.zeros_(layer.bias)
             self.layers.append(layer)
 
+    def normalize(self, x: Tensor) -> Tensor:
+        """Map points of the domain linearly to :math:`[-1, 1]^d`."""
+        return 2 * (x - self.low) / (self.high - self.low) - 1
+
     def forward(self, x: Tensor) -> Tensor:
         *hidden, last = self.layers
-        h = 2 * (x - self.low) / (self.high - self.low) - 1
+        h = self.normalize(x)
         for layer in hidden:
             h = torch.tanh(layer(h))
         output: Tensor = last(h)
         return output
+
+
+class StackedLinear(nn.Module):
+    """S linear layers of one size as one: weights ``(S, out, in)``, biases ``(S, 1, out)``."""
+
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))
+        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers])[:, None])
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h @ self.weight.mT + self.bias
+
+
+class StackedMLP(MLP):
+    """S networks of one size as one, so that S training runs take one step together.
+
+    Args:
+        models: networks of the same domain and size; their parameters are copied.
+
+    Shape:
+        ``(S, N, d)``, a batch for each network, or ``(N, d)``, one for all, to ``(S, N, outputs)``.
+
+    Raises:
+        ValueError: if there is no network, or the sizes or domains differ.
+
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> models = [MLP([(0, 1)], generator=generator) for _ in range(4)]
+    >>> StackedMLP(models)(torch.zeros(128, 1)).shape
+    torch.Size([4, 128, 1])
+    """
+
+    def __init__(self, models: Sequence[MLP]) -> None:
+        nn.Module.__init__(self)
+        shapes = {str([(p.shape, p.dtype) for p in model.parameters()]) for model in models}
+        domains = {str(torch.stack([model.low, model.high]).tolist()) for model in models}
+        if len(shapes) != 1 or len(domains) != 1:
+            raise ValueError(
+                f"models has {len(shapes)} different sizes and {len(domains)} domains: "
+                "stack one network or more, all of one size and domain"
+            )
+        self.register_buffer("low", models[0].low.clone())
+        self.register_buffer("high", models[0].high.clone())
+        self.layers = nn.ModuleList(
+            StackedLinear(layers) for layers in zip(*(m.layers for m in models), strict=True)
+        )

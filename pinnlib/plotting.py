@@ -101,10 +101,11 @@ def plot_gradient_histograms(
         for ax, layer in zip(row, layers, strict=True):
             for k, term in enumerate(terms):
                 sizes = view[layer][k].abs()
+                sizes = sizes[sizes > 0]
                 ax.hist(
-                    sizes[sizes > 0].log10().cpu().numpy(),
+                    sizes.log10().cpu().numpy(),
                     bins=40,
-                    density=True,
+                    density=len(sizes) > 0,  # a term that does not use this layer has no density
                     histtype="stepfilled",
                     alpha=0.6,
                     label=term,

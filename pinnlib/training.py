@@ -1,10 +1,12 @@
 """Training with balanced gradients, and measuring the result."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -18,6 +20,7 @@ from pinnlib.gradients import (
     mean_abs,
     trainable,
 )
+from pinnlib.networks import MLP, StackedMLP
 from pinnlib.problems import Problem
 
 
@@ -43,26 +46,33 @@ def balanced_backward(
         ValueError: if the names differ from the balancer's, or for the reasons given for
             :func:`pinnlib.gradients.gradient_matrix`. Nothing has changed then.
     """
-    if set(losses) != set(balancer.terms):
-        missing, unknown = set(balancer.terms) - set(losses), set(losses) - set(balancer.terms)
-        raise ValueError(
-            f"losses lacks {sorted(missing)} and has unknown {sorted(unknown)}: "
-            f"pass exactly the balancer's terms {list(balancer.terms)} at every step"
-        )
-    params = trainable(params)
-    G, used = gradient_rows({term: losses[term] for term in balancer.terms}, params)
-    check_used(balancer.terms, used)
-    weights = balancer.update(G)
-    _accumulate(params, weights.to(G) @ G, used)
+    _check_terms(losses, balancer.terms)
+    weights = _balanced_backward(losses, trainable(params), balancer)
     return dict(zip(balancer.terms, weights.tolist(), strict=True))
 
 
+def _balanced_backward(
+    losses: Mapping[str, Tensor],
+    params: Sequence[Tensor],
+    balancer: GradientBalancer,
+    stack: tuple[int, ...] = (),
+) -> Tensor:
+    """The weights ``(*stack, K)``, after the balanced gradient has gone to every ``.grad``."""
+    ordered = {term: losses[term] for term in balancer.terms}
+    G, used = gradient_rows(ordered, params, stack=stack)
+    check_used(balancer.terms, used)
+    weights = balancer.update(G)
+    _accumulate(params, (weights.to(G)[..., None, :] @ G).squeeze(-2), used)
+    return weights
+
+
 def _accumulate(params: Sequence[Tensor], direction: Tensor, used: Tensor) -> None:
-    """Add a flat gradient ``(P,)`` to the ``.grad`` of those parameters that some term uses."""
-    slices = direction.split([p.numel() for p in params])
-    for p, flat, is_used in zip(params, slices, used.any(dim=0).tolist(), strict=True):
+    """Add a flat gradient ``(…, P)`` to the ``.grad`` of those parameters that some term uses."""
+    stack = direction.shape[:-1].numel()
+    flats = direction.split([p.numel() // stack for p in params], dim=-1)
+    for p, flat, is_used in zip(params, flats, used.any(dim=0).tolist(), strict=True):
         if is_used:
-            gradient = flat.view_as(p).to(p.dtype)
+            gradient = flat.reshape(p.shape).to(p.dtype)
             p.grad = gradient if p.grad is None else p.grad + gradient
 
 
@@ -175,25 +185,33 @@ class AdaptivePINN:
         return loss_data.item() + lambda_pde * loss_pde.item(), lambda_pde
 
 
+Weights = GradientBalancer | Mapping[str, float | Tensor]
+"""A balancer, or a constant weight for each term (all 1: a plain PINN)."""
+
+
 @dataclass
 class History:
-    """What :func:`train` recorded, one entry a recorded step.
+    """What :func:`train` recorded at T steps, or :func:`train_many` for each of S seeds.
 
-    ``losses`` holds the *unweighted* terms and ``weights`` what they were multiplied with, by term;
-    ``errors`` the relative L2 error, ``seconds`` the training time up to then, recording left out.
+    Step s stands for the network after s updates; losses and weights are those of the s-th update.
     """
 
-    steps: list[int] = field(default_factory=list)
-    losses: dict[str, list[float]] = field(default_factory=dict)
-    weights: dict[str, list[float]] = field(default_factory=dict)
-    errors: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
+    steps: NDArray[np.int64]
+    """Recorded steps, ``(T,)``."""
+    losses: dict[str, NDArray[np.float64]]
+    """*Unweighted* losses by term, ``(T,)`` or ``(S, T)``."""
+    weights: dict[str, NDArray[np.float64]]
+    """What the losses were multiplied with, by term, ``(T,)`` or ``(S, T)``."""
+    errors: NDArray[np.float64]
+    """Relative L2 errors, ``(T,)`` or ``(S, T)``."""
+    seconds: NDArray[np.float64]
+    """Training time up to each recorded step, recording left out, ``(T,)``."""
 
 
 def train(
     problem: Problem,
     model: nn.Module,
-    weights: GradientBalancer | Mapping[str, float],
+    weights: Weights,
     *,
     steps: int,
     generator: torch.Generator,
@@ -217,50 +235,140 @@ def train(
         record_every: steps between two entries of the history; the last step is always one.
 
     Returns:
-        The history of losses, weights and errors. Step s stands for the state after s updates; its
-        losses and weights are those of the s-th update.
+        The history of losses, weights and errors.
 
     Raises:
-        ValueError: if ``steps`` or ``record_every`` is not positive, if constant weights do not
-            name exactly the problem's terms, or for the reasons given for
-            :func:`balanced_backward`.
+        ValueError: if ``steps`` or ``record_every`` is not positive, if ``weights`` does not name
+            exactly the problem's terms, or for the reasons given for :func:`balanced_backward`.
     """
+
+    def sample() -> dict[str, Tensor]:
+        return problem.sample(n, generator)
+
+    return _train(problem, model, weights, sample, (), steps, learning_rate, record_every)
+
+
+def train_many(
+    problem: Problem,
+    weights: Weights,
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    n: int = 128,
+    learning_rate: float = 1e-3,
+    record_every: int = 100,
+) -> tuple[StackedMLP, History]:
+    """Train one network a seed, all at once: the same numbers as one :func:`train` each, sooner.
+
+    Seed s draws the initial network and then the points from one generator, so its run equals
+
+    ``generator = torch.Generator().manual_seed(s)`` and
+    ``train(problem, MLP(problem.domain, generator=generator), weights, generator=generator, …)``
+
+    up to rounding. Numbers of the weights may differ from seed to seed, which trains many settings
+    at once: a constant weight of shape ``(S,)``, or a balancer's ``alpha`` of shape ``(S, 1)``.
+
+    Args:
+        problem: gives points, losses and the exact solution.
+        weights: as for :func:`train`.
+        seeds: S seeds; one may stand there more than once, for several settings.
+        steps: as for :func:`train`, like the rest.
+        n: as for :func:`train`.
+        learning_rate: as for :func:`train`.
+        record_every: as for :func:`train`.
+
+    Returns:
+        The trained networks as a stack, and their history.
+
+    Raises:
+        ValueError: if ``seeds`` is empty, or as :func:`train`.
+    """
+    if not seeds:
+        raise ValueError("seeds is empty: pass one seed or more")
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    model = StackedMLP([MLP(problem.domain, generator=g) for g in generators])
+
+    def sample() -> dict[str, Tensor]:
+        batches = [problem.sample(n, g) for g in generators]
+        return {name: torch.stack([batch[name] for batch in batches]) for name in batches[0]}
+
+    stack = (len(seeds),)
+    return model, _train(problem, model, weights, sample, stack, steps, learning_rate, record_every)
+
+
+def _train(
+    problem: Problem,
+    model: nn.Module,
+    weights: Weights,
+    sample: Callable[[], dict[str, Tensor]],
+    stack: tuple[int, ...],
+    steps: int,
+    learning_rate: float,
+    record_every: int,
+) -> History:
     if steps < 1 or record_every < 1:
         raise ValueError(f"steps is {steps}, record_every {record_every}: use 1 or more of each")
-    if isinstance(weights, Mapping) and set(weights) != set(problem.terms):
-        raise ValueError(f"weights names {sorted(weights)}: name exactly {sorted(problem.terms)}")
+    names = weights.terms if isinstance(weights, GradientBalancer) else tuple(weights)
+    _check_terms(names, problem.terms)
     params = trainable(model.parameters())
     optimizer = torch.optim.Adam(params, lr=learning_rate)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1000, gamma=0.9)
-    history = History(losses={k: [] for k in problem.terms}, weights={k: [] for k in problem.terms})
+    records = []
     seconds, start = 0.0, perf_counter()
     # disable=None: silent where there is no terminal, such as in an executed notebook.
     for step in tqdm(range(1, steps + 1), disable=None):
-        losses = problem.losses(model, problem.sample(n, generator))
+        losses = problem.losses(model, sample())
         optimizer.zero_grad()
         if isinstance(weights, GradientBalancer):
-            current: Mapping[str, float] = balanced_backward(losses, params, weights)
+            current = _balanced_backward(losses, params, weights, stack)
         else:
-            current = weights
-            for term, loss in losses.items():
-                check_loss(term, loss)
-            torch.stack([weights[term] * loss for term, loss in losses.items()]).sum().backward()
+            current = _constant_backward(losses, weights, stack)
         optimizer.step()
         scheduler.step()
         if step % record_every == 0 or step == steps:
             seconds += perf_counter() - start
-            history.steps.append(step)
-            for term, loss in losses.items():
-                history.losses[term].append(loss.item())
-                history.weights[term].append(current[term])
-            history.errors.append(relative_l2_error(model, problem))
-            history.seconds.append(seconds)
+            values = torch.stack([losses[name].detach() for name in names], dim=-1)
+            records.append((step, values, current, _relative_l2_errors(model, problem), seconds))
             start = perf_counter()
-    return history
+    step_list, loss_list, weight_list, error_list, second_list = zip(*records, strict=True)
+    return History(
+        steps=np.array(step_list),
+        losses=_by_term(names, loss_list),
+        weights=_by_term(names, weight_list),
+        errors=torch.stack(error_list, dim=-1).double().numpy(),
+        seconds=np.array(second_list),
+    )
+
+
+def _by_term(names: Sequence[str], rows: Sequence[Tensor]) -> dict[str, NDArray[np.float64]]:
+    """From T tensors ``(*stack, K)`` to an array ``(*stack, T)`` for each term."""
+    columns = torch.stack(list(rows), dim=-1).double().unbind(-2)
+    return {name: column.numpy() for name, column in zip(names, columns, strict=True)}
+
+
+def _constant_backward(
+    losses: Mapping[str, Tensor], weights: Mapping[str, float | Tensor], stack: tuple[int, ...]
+) -> Tensor:
+    """The weights ``(*stack, K)``, after the gradient of the weighted sum has gone to ``.grad``."""
+    for term, loss in losses.items():
+        check_loss(term, loss, stack)
+    torch.stack([(weights[term] * loss).sum() for term, loss in losses.items()]).sum().backward()
+    columns = [torch.as_tensor(w, dtype=torch.float64).expand(stack) for w in weights.values()]
+    return torch.stack(columns, dim=-1)
+
+
+def _check_terms(names: Iterable[str], terms: Iterable[str]) -> None:
+    """Raise a ValueError that says which names are missing or unknown."""
+    missing, unknown = sorted(set(terms) - set(names)), sorted(set(names) - set(terms))
+    if missing or unknown:
+        raise ValueError(
+            f"terms {missing} are missing and {unknown} are unknown: "
+            f"pass exactly {list(terms)}, at every step"
+        )
 
 
 def relative_l2_error(model: Model, problem: Problem, n: int = 100) -> float:
-    r"""Relative L2 error on a regular grid, 1 being as bad as predicting zero.
+    r"""Relative L2 error on a regular grid; predicting zero everywhere has the error 1.
 
     .. math:: \frac{\lVert u_\theta - u \rVert_2}{\lVert u \rVert_2}
 
@@ -276,7 +384,13 @@ def relative_l2_error(model: Model, problem: Problem, n: int = 100) -> float:
     >>> relative_l2_error(lambda x: torch.zeros(len(x), 1), KleinGordon())
     1.0
     """
+    return _relative_l2_errors(model, problem, n).item()
+
+
+def _relative_l2_errors(model: Model, problem: Problem, n: int = 100) -> Tensor:
+    """The relative L2 error of a network, ``()``, or of each network of a stack, ``(S,)``."""
     x = problem.grid(n)
     with torch.no_grad():
         u, exact = model(x), problem.exact(x)
-    return float((u - exact).norm() / exact.norm())
+    error: Tensor = torch.linalg.vector_norm(u - exact, dim=(-2, -1)) / exact.norm()
+    return error

@@ -72,7 +72,8 @@ class Problem(ABC):
             batch: points from :meth:`sample`.
 
         Returns:
-            A scalar tensor for each name in ``terms``, in that order.
+            A scalar tensor for each name in ``terms``, in that order; ``(S,)`` for a stack of S
+            networks with batches ``(S, n, d)``.
 
         Raises:
             ValueError: if ``terms`` names a residual that the problem does not have.
@@ -84,9 +85,9 @@ class Problem(ABC):
                     f"term {term!r} names unknown residuals {sorted(unknown)}: "
                     f"this problem has {sorted(residuals)}"
                 )
-        squares = {name: r.square().mean() for name, r in residuals.items()}
+        squares = {name: r.square().mean(dim=(-2, -1)) for name, r in residuals.items()}
         return {
-            term: torch.stack([squares[name] for name in group]).sum()
+            term: torch.stack([squares[name] for name in group]).sum(dim=0)
             for term, group in self.terms.items()
         }
 

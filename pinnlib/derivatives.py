@@ -18,6 +18,7 @@ class Derivatives(Protocol):
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]: ...
 
 
+@torch.enable_grad()  # under no_grad, all derivatives would silently be zero
 def nested(
     model: Model, x: Tensor, order: int = 2
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -25,8 +26,9 @@ def nested(
 
     Returns :math:`u`, :math:`(\partial u/\partial x_1, …, \partial u/\partial x_d)` and
     :math:`(\partial^2 u/\partial x_1^2, …, \partial^2 u/\partial x_d^2)`. They stay connected to
-    the parameters, so that a loss made of them can be differentiated again. The points must be
-    independent of one another: no layer may mix the rows of a batch, as batch normalisation does.
+    the parameters, so that a loss made of them can be differentiated again, under
+    ``torch.no_grad()`` too. The points must be independent of one another: no layer may mix the
+    rows of a batch, as batch normalisation does.
 
     Args:
         model: maps points to values.
@@ -37,7 +39,8 @@ def nested(
         ``u`` of shape ``(N, m)``, and two tuples with ``d`` tensors of that shape each.
 
     Raises:
-        ValueError: if ``order`` is not 1 or 2, or ``x`` is not a batch of points.
+        ValueError: if ``order`` is not 1 or 2, if ``x`` is not a batch of points, or the model
+            does not map each of them to m values.
 
     >>> x = torch.tensor([[2.0, 3.0]], dtype=torch.float64)
     >>> u, (u_x, u_t), (u_xx, u_tt) = nested(lambda x: x[:, :1] ** 2 * x[:, 1:], x)
@@ -50,6 +53,10 @@ def nested(
         raise ValueError(f"x has shape {tuple(x.shape)}: pass points as (N, d)")
     x = x.detach().requires_grad_(True)
     u = model(x)
+    if u.shape[:-1] != x.shape[:-1]:
+        raise ValueError(
+            f"model maps {tuple(x.shape)} to {tuple(u.shape)}: let it return (N, m) for (N, d)"
+        )
     columns = range(x.shape[-1])
     gradients = [_derivative(component, x) for component in u.unbind(-1)]
     first = tuple(torch.stack([g[..., j] for g in gradients], dim=-1) for j in columns)

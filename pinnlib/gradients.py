@@ -151,6 +151,34 @@ def l2_norm(G: Tensor) -> Tensor:
     return norm
 
 
+def cosine(G: Tensor) -> Tensor:
+    r"""Cosines of the angles between rows: below 0 where two terms are in conflict.
+
+    .. math:: c_{jk} = \frac{G_j \cdot G_k}{\lVert G_j\rVert_2\,\lVert G_k\rVert_2}
+
+    Weights :math:`\lambda_k > 0` rescale rows, which leaves every cosine as it is. A row of zeros
+    points nowhere: its cosine with every other row is 0. The diagonal is 1, also for such a row.
+
+    Args:
+        G: gradient matrix ``(…, K, P)``.
+
+    Returns:
+        ``(…, K, K)``, symmetric, with entries between -1 and 1, whatever the sizes of the rows.
+
+    >>> cosine(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0], [-4.0, 0.0]]))
+    tensor([[ 1.,  1.,  0., -1.],
+            [ 1.,  1.,  0., -1.],
+            [ 0.,  0.,  1.,  0.],
+            [-1., -1.,  0.,  1.]])
+    """
+    # Scaled by the largest entry first, as in l2_norm.
+    scaled = G / max_abs(G).clamp(min=torch.finfo(G.dtype).tiny)[..., None]
+    norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    unit = scaled / norm.where(norm > 0, 1)
+    cosines: Tensor = (unit @ unit.mT).clamp(-1, 1)
+    return cosines.masked_fill(torch.eye(G.shape[-2], dtype=torch.bool, device=G.device), 1)
+
+
 def layer_view(G: Tensor, named_params: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """Columns of the gradient matrix that belong to each layer, as views, without a copy.
 

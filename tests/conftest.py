@@ -1,0 +1,70 @@
+"""What the tests share: one thread, figures without a window, examples that repeat exactly."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
+from typing import Any
+
+import matplotlib
+import pytest
+import torch
+from hypothesis import settings
+from torch import Tensor, nn
+
+matplotlib.use("Agg")
+torch.set_num_threads(1)
+settings.register_profile(
+    "pinnlib", deadline=None, derandomize=True, database=None, max_examples=25
+)
+settings.load_profile("pinnlib")
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def nothing_hidden(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Fail a test that draws from the global random state, changes a default, or prints."""
+
+    def settings_of_torch() -> tuple[Any, ...]:
+        return torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
+
+    random_state, defaults = torch.random.get_rng_state(), settings_of_torch()
+    yield
+    assert torch.equal(torch.random.get_rng_state(), random_state)
+    assert settings_of_torch() == defaults
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.fixture(scope="session")
+def refused() -> Callable[..., AbstractContextManager[None]]:
+    """Check that a block raises a ValueError and leaves objects bit for bit as they were."""
+
+    @contextmanager
+    def check(*objects: Any, match: str) -> Iterator[None]:
+        before = [_snapshot(thing) for thing in objects]
+        with pytest.raises(ValueError, match=match):
+            yield
+        assert all(map(_identical, before, map(_snapshot, objects)))
+
+    return check
+
+
+def _snapshot(thing: Any) -> Any:
+    """A copy of all numbers in a module with its gradients, an optimizer or a balancer."""
+    if not isinstance(thing, nn.Module):
+        return deepcopy(thing.state_dict())
+    gradients = {name: p.grad for name, p in thing.named_parameters()}
+    return deepcopy([thing.state_dict(), gradients])
+
+
+def _identical(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return a.dtype == b.dtype and a.numpy().tobytes() == b.numpy().tobytes()
+    if isinstance(a, Mapping):
+        return list(a) == list(b) and all(_identical(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_identical, a, b))
+    return bool(a == b)

@@ -23,6 +23,9 @@ COLORS = {
 }
 """Colour of each method and of each loss term, the same in every chapter."""
 
+BIN_WIDTH = 0.2
+"""Bins of gradient histograms, in decades."""
+
 
 def plot_solution(problem: Problem, model: Model, n: int = 100) -> Figure:
     """Draw exact solution, prediction and absolute error side by side, for two inputs.
@@ -80,7 +83,10 @@ def plot_runs(
 def plot_gradient_histograms(
     snapshots: Mapping[int, Mapping[str, Tensor]], terms: Sequence[str]
 ) -> Figure:
-    """Draw the sizes of gradient entries: one row a step, one column a layer, one curve a term.
+    """Draw the sizes of gradient entries: one row a step, one column a layer, one shape a term.
+
+    Shapes have the same area and share their bins, a fifth of a decade wide; heights can be
+    compared within a panel only.
 
     Args:
         snapshots: for each training step, the layers' columns of the gradient matrix, ``(K, p)``,
@@ -92,26 +98,34 @@ def plot_gradient_histograms(
     figure, axes = plt.subplots(
         len(snapshots),
         len(layers),
-        figsize=(2.3 * len(layers), 1.7 * len(snapshots)),
+        figsize=(2.3 * len(layers), 1.5 * len(snapshots)),
         sharex=True,
-        sharey=True,
         squeeze=False,
     )
-    for row, (step, view) in zip(axes, snapshots.items(), strict=True):
+    logs = {
+        (step, layer, term): sizes[sizes > 0].log10().cpu().numpy()
+        for step, view in snapshots.items()
+        for layer, columns in view.items()
+        for term, sizes in zip(terms, columns.abs(), strict=True)
+    }
+    every = np.concatenate([*logs.values()])
+    low, high = (every.min(), every.max()) if len(every) else (0.0, 0.0)
+    bins = np.arange(np.floor(low), np.floor(high) + 1 + BIN_WIDTH / 2, BIN_WIDTH)
+    for row, step in zip(axes, snapshots, strict=True):
         for ax, layer in zip(row, layers, strict=True):
-            for k, term in enumerate(terms):
-                sizes = view[layer][k].abs()
-                sizes = sizes[sizes > 0]
+            for term in terms:
+                values = logs[step, layer, term]
                 ax.hist(
-                    sizes.log10().cpu().numpy(),
-                    bins=40,
-                    density=len(sizes) > 0,  # a term that does not use this layer has no density
+                    values,
+                    bins=bins,
+                    density=len(values) > 0,  # a term that does not use this layer has no density
                     histtype="stepfilled",
                     alpha=0.6,
                     label=term,
                     color=COLORS.get(term),
                 )
-        row[0].set_ylabel(f"step {step}\ndensity")
+            ax.set_yticks([])
+        row[0].set_ylabel(f"step {step}")
     for ax, layer in zip(axes[0], layers, strict=True):
         ax.set_title(layer)
     for ax in axes[-1]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pinnlib.derivatives import Model
@@ -22,9 +22,6 @@ COLORS = {
     "pde": "#56B4E9",
 }
 """Colour of each method and of each loss term, the same in every chapter."""
-
-BIN_WIDTH = 0.2
-"""Bins of gradient histograms, in decades."""
 
 
 def plot_solution(problem: Problem, model: Model, n: int = 100) -> Figure:
@@ -40,18 +37,18 @@ def plot_solution(problem: Problem, model: Model, n: int = 100) -> Figure:
     """
     x = problem.grid(n)
     with torch.no_grad():
-        exact, prediction = (f(x).reshape(n, n).T.cpu() for f in (problem.exact, model))
-    error = (prediction - exact).abs()
-    limit = exact.abs().max().item()
+        exact, prediction = (f(x).reshape(n, n).T.cpu().numpy() for f in (problem.exact, model))
+    error = np.abs(prediction - exact)
+    limit = np.abs(exact).max()
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.8), sharey=True)
     extent = [bound for interval in problem.domain for bound in interval]
-    panels: dict[str, tuple[Tensor, dict[str, Any]]] = {
+    panels: dict[str, tuple[NDArray[Any], dict[str, Any]]] = {
         "exact solution $u$": (exact, {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}),
         "prediction $u_θ$": (prediction, {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}),
         "absolute error $|u_θ - u|$": (error, {"cmap": "viridis", "vmin": 0}),
     }
     for ax, (title, (values, style)) in zip(axes, panels.items(), strict=True):
-        image = ax.imshow(values, extent=extent, aspect="auto", **style)
+        image = ax.imshow(values, extent=extent, origin="lower", aspect="auto", **style)
         ax.set(title=title, xlabel=f"${problem.variables[0]}$")
         ax.grid(False)
         figure.colorbar(image, ax=ax)
@@ -110,7 +107,8 @@ def plot_gradient_histograms(
     }
     every = np.concatenate([*logs.values()])
     low, high = (every.min(), every.max()) if len(every) else (0.0, 0.0)
-    bins = np.arange(np.floor(low), np.floor(high) + 1 + BIN_WIDTH / 2, BIN_WIDTH)
+    decades = round(np.floor(high) + 1 - np.floor(low))
+    bins = np.linspace(np.floor(low), np.floor(high) + 1, 5 * decades + 1)
     for row, step in zip(axes, snapshots, strict=True):
         for ax, layer in zip(row, layers, strict=True):
             for term in terms:

@@ -10,6 +10,7 @@ from pinnlib.gradients import (
     check_finite,
     check_loss,
     check_used,
+    cosine,
     gradient_rows,
     l2_norm,
     layer_view,
@@ -314,6 +315,59 @@ def test_statistics_of_zero_are_zero(statistic):
 def test_l2_norm_neither_overflows_nor_vanishes(size):
     G = size * torch.tensor([[0.6, -0.8]])
     assert l2_norm(G).item() == pytest.approx(size, rel=1e-5)
+
+
+# cosine
+
+
+def test_cosine_is_the_scalar_product_over_both_lengths():
+    G = torch.randn(4, 50, dtype=torch.float64, generator=seeded())
+    norm = (G**2).sum(dim=1).sqrt()
+    torch.testing.assert_close(cosine(G), G @ G.T / (norm[:, None] * norm))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(exponents=st.lists(EXPONENTS, min_size=3, max_size=3))
+def test_cosine_does_not_depend_on_the_sizes_of_rows(dtype, exponents):
+    G = torch.randn(3, 20, dtype=dtype, generator=seeded())
+    scales = torch.tensor([10.0**e for e in exponents], dtype=dtype)
+    torch.testing.assert_close(cosine(scales[:, None] * G), cosine(G))
+
+
+@pytest.mark.parametrize("size", [1e-45, 1e-30, 1e38])
+def test_cosine_where_squares_leave_the_precision(size):
+    G = torch.tensor([[size, size], [1.0, -1.0], [1.0, 1.0]])
+    expected = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+    torch.testing.assert_close(cosine(G), expected)
+
+
+def test_cosine_stays_between_minus_one_and_one():
+    row = torch.randn(1, 5000, generator=seeded())
+    C = cosine(torch.cat([row, -3 * row, 7 * row]))
+    assert C.abs().max() <= 1
+    torch.testing.assert_close(C[0], torch.tensor([1.0, -1.0, 1.0]))
+
+
+def test_cosine_of_a_zero_row_is_zero_and_one_on_the_diagonal():
+    G = torch.randn(3, 20, generator=seeded())
+    G[1] = 0
+    C = cosine(G)
+    assert C[1].tolist() == [0, 1, 0]
+    assert C[:, 1].tolist() == [0, 1, 0]
+    torch.testing.assert_close(C[0, 2], cosine(G[[0, 2]])[0, 1])
+
+
+def test_cosine_of_a_stack_equals_one_by_one():
+    G = torch.randn(2, 5, 4, 20, generator=seeded())
+    C = cosine(G)
+    assert C.shape == (2, 5, 4, 4)
+    torch.testing.assert_close(C[1, 3], cosine(G[1, 3]))
+
+
+def test_cosine_is_symmetric_with_a_diagonal_of_exactly_one():
+    C = cosine(torch.randn(6, 300, generator=seeded()))
+    torch.testing.assert_close(C, C.T)
+    assert (C.diagonal() == 1).all()
 
 
 # layer_view

@@ -1,135 +1,192 @@
-"""Execute the chapters: into _build/src for the book, or in place to renew the committed outputs.
+"""Execute the chapters, two or more side by side, and lay out the sources of the site.
 
-python tools/chapters.py book              execute what changed, lay out the book's sources
-python tools/chapters.py refresh [NAME …]  execute chapters/NAME*.ipynb, all by default, in place
+python tools/chapters.py site [--committed]   lay out _build/src, executing what changed; or
+                                              _build/committed, from the committed outputs
+python tools/chapters.py refresh [NAME …]     renew the committed outputs of chapters/NAME*.ipynb
+python tools/chapters.py check --seeds S …    execute with other seeds; keep nothing
 """
 
 import argparse
+import base64
 import hashlib
 import os
+import re
+import shutil
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import nbformat
-from jupyter_cache import get_cache
-from jupyter_cache.base import CacheBundleIn
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILD = ROOT / "_build"
-SOURCE = BUILD / "src"
+CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
+CACHE = ROOT / "_build" / "cache"
+SITE_SOURCES = ["_config.yml", "_toc.yml", "index.md", "reference", "_static", "extra"]
+COVER_FIGURE = "fig:before-after"
+COVER_FILE = Path("_static") / "before-after.png"
+SEEDS_LINE = re.compile(r"^SEEDS = \[.*\]$", flags=re.MULTILINE)
 
 
-def execute(path: Path) -> NotebookNode:
+def execute(notebook: NotebookNode) -> None:
     """Run a notebook top to bottom in a fresh kernel; keep nothing but cells and outputs."""
-    notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(
+    NotebookClient(
         notebook,
         timeout=1200,
         kernel_name="python3",
         record_timing=False,
         coalesce_streams=True,
-        resources={"metadata": {"path": str(path.parent)}},
-    )
-    client.execute()
+        resources={"metadata": {"path": str(ROOT / "chapters")}},
+    ).execute()
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
-    return notebook
 
 
-def execute_all(paths: list[Path]) -> Iterator[tuple[Path, NotebookNode]]:
-    """Run notebooks side by side, one a core, and say when each is done."""
+def execute_all(notebooks: dict[Path, NotebookNode]) -> Iterator[Path]:
+    """Run notebooks side by side, one a core; one line for each when it is done.
 
-    def run(path: Path) -> NotebookNode:
+    Yields those that succeeded, as they finish, and exits after the last if one has failed.
+    """
+
+    def timed(notebook: NotebookNode) -> float:
         start = time.perf_counter()
-        notebook = execute(path)
-        print(f"  {path.name}: executed in {time.perf_counter() - start:.0f} s", flush=True)
-        return notebook
+        execute(notebook)
+        return time.perf_counter() - start
 
+    failed = False
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from zip(paths, pool.map(run, paths), strict=True)
+        running = {pool.submit(timed, notebook): path for path, notebook in notebooks.items()}
+        for done in as_completed(running):
+            path = running[done]
+            try:
+                print(f"  {path.name}: executed in {done.result():.0f} s", flush=True)
+                yield path
+            except CellExecutionError as error:
+                failed = True
+                print(f"  {path.name}: failed\n{error}", file=sys.stderr, flush=True)
+    if failed:
+        sys.exit(1)
 
 
-def code_digest() -> str:
-    """Fingerprint of what a chapter's outputs depend on, besides the chapter itself."""
+def cache_path(path: Path, notebook: NotebookNode) -> Path:
+    """Where the outputs of a chapter lie, named by all that they depend on."""
     digest = hashlib.sha256(sys.version.encode())
-    for path in [ROOT / "constraints.txt", *sorted((ROOT / "pinnlib").rglob("*.py"))]:
-        digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+    package = [p for p in sorted((ROOT / "pinnlib").rglob("*")) if "__pycache__" not in p.parts]
+    for source in [ROOT / "constraints.txt", *(p for p in package if p.is_file())]:
+        digest.update(str(source.relative_to(ROOT)).encode() + source.read_bytes())
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            digest.update(cell.source.encode() + b"\0")
+    return CACHE / path.stem / f"{digest.hexdigest()[:20]}.ipynb"
 
 
-def write_if_changed(path: Path, content: bytes) -> None:
-    """Leave an unchanged file alone, so that the site's builder can skip it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists() or path.read_bytes() != content:
-        path.write_bytes(content)
-
-
-def book() -> None:
-    """Lay out the book's sources in _build/src, every chapter executed."""
-    cache = get_cache(BUILD / "cache" / code_digest())
-    chapters = {path: nbformat.read(path, as_version=4) for path in chapter_paths()}
-    changed = []
-    for path, notebook in chapters.items():
-        try:
-            cache.match_cache_notebook(notebook)
+def executed_chapters() -> dict[Path, NotebookNode]:
+    """All chapters with fresh outputs; what did not change since the last time is not executed."""
+    chapters = read(CHAPTERS)
+    cached = {path: cache_path(path, notebook) for path, notebook in chapters.items()}
+    for path in chapters:
+        if cached[path].exists():
             print(f"  {path.name}: unchanged", flush=True)
-        except KeyError:
-            changed.append(path)
-    for path, notebook in execute_all(changed):
-        bundle = CacheBundleIn(notebook, str(path))
-        cache.cache_notebook_bundle(bundle, overwrite=True, check_validity=False)
-    wanted = set()
-    for path in book_sources():
-        wanted.add(SOURCE / path.relative_to(ROOT))
-        content = path.read_bytes()
-        if path in chapters:
-            # The text and the metadata are the chapter's own, only the outputs come from the cache.
-            _, merged = cache.merge_match_into_notebook(chapters[path], cell_meta=())
-            content = nbformat.writes(merged).encode()
-        write_if_changed(SOURCE / path.relative_to(ROOT), content)
-    for path in SOURCE.rglob("*"):
-        if path.is_file() and path not in wanted:
+    changed = read([path for path in chapters if not cached[path].exists()])
+    for path in execute_all(changed):
+        shutil.rmtree(cached[path].parent, ignore_errors=True)
+        cached[path].parent.mkdir(parents=True)
+        nbformat.write(changed[path], cached[path])
+    for path, notebook in chapters.items():
+        # The text and the metadata are the chapter's own, only the outputs come from the cache.
+        done = nbformat.read(cached[path], as_version=4)
+        for cell, executed in zip(notebook.cells, done.cells, strict=True):
+            if cell.cell_type == "code":
+                cell.outputs = executed.outputs
+                cell.execution_count = executed.execution_count
+    return chapters
+
+
+def read(paths: Sequence[Path]) -> dict[Path, NotebookNode]:
+    return {path: nbformat.read(path, as_version=4) for path in paths}
+
+
+def cover_figure(chapters: dict[Path, NotebookNode]) -> bytes | None:
+    """The picture for README and front page: the output of the cell that carries its name."""
+    for notebook in chapters.values():
+        for cell in notebook.cells:
+            if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == COVER_FIGURE:
+                (png,) = (o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))
+                return base64.b64decode(png)
+    return None
+
+
+def lay_out(chapters: dict[Path, NotebookNode], target: Path) -> None:
+    """Write the sources of the site: a file that did not change is left alone, to be skipped."""
+    files = {path.relative_to(ROOT): path.read_bytes() for path in site_files()}
+    for path, notebook in chapters.items():
+        files[path.relative_to(ROOT)] = nbformat.writes(notebook).encode()
+    if (png := cover_figure(chapters)) is not None:
+        files[COVER_FILE] = png
+    for name, content in files.items():
+        path = target / name
+        if not path.exists() or path.read_bytes() != content:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    for path in target.rglob("*"):
+        if path.is_file() and path.relative_to(target) not in files:
             path.unlink()
 
 
-def refresh(names: list[str]) -> None:
-    """Execute chapters in place."""
-    paths = [p for p in chapter_paths() if not names or p.name.startswith(tuple(names))]
-    for path, notebook in execute_all(paths):
-        nbformat.write(notebook, path)
+def site_files() -> Iterator[Path]:
+    for source in SITE_SOURCES:
+        path = ROOT / source
+        yield from (p for p in sorted([path, *path.rglob("*")]) if p.is_file())
 
 
-def chapter_paths() -> list[Path]:
-    return sorted((ROOT / "chapters").glob("*.ipynb"))
+def refresh(names: Sequence[str]) -> None:
+    """Execute chapters in place, and take the cover figure from them."""
+    chapters = read([path for path in CHAPTERS if path.name.startswith(tuple(names) or "")])
+    for path in execute_all(chapters):
+        nbformat.write(chapters[path], path)
+        if (png := cover_figure({path: chapters[path]})) is not None:
+            (ROOT / COVER_FILE).write_bytes(png)
 
 
-def book_sources() -> Iterator[Path]:
-    """The files that the site is made of."""
-    for pattern in [
-        "_config.yml",
-        "_toc.yml",
-        "*.md",
-        "chapters/**/*",
-        "reference/**/*",
-        "_static/**/*",
-    ]:
-        yield from (path for path in sorted(ROOT.glob(pattern)) if path.is_file())
+def check(seeds: Sequence[int]) -> None:
+    """Execute the chapters with other seeds: an assert that fails is a claim that was luck."""
+    chapters = read(CHAPTERS)
+    for path, notebook in chapters.items():
+        replaced = 0
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.source, found = SEEDS_LINE.subn(f"SEEDS = {list(seeds)}", cell.source)
+                replaced += found
+        if replaced != 1:
+            sys.exit(f"{path.name} has {replaced} lines SEEDS = […]: it needs exactly one")
+    for _ in execute_all(chapters):
+        pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("site").add_argument("--committed", action="store_true")
+    commands.add_parser("refresh").add_argument("names", nargs="*")
+    commands.add_parser("check").add_argument("--seeds", type=int, nargs="+", required=True)
+    arguments = parser.parse_args()
+    if arguments.command == "refresh":
+        refresh(arguments.names)
+    elif arguments.command == "check":
+        check(arguments.seeds)
+    elif arguments.committed:
+        lay_out(read(CHAPTERS), ROOT / "_build" / "committed")
+    else:
+        lay_out(executed_chapters(), ROOT / "_build" / "src")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("book")
-    commands.add_parser("refresh").add_argument("names", nargs="*")
-    arguments = parser.parse_args()
-    if arguments.command == "book":
-        book()
-    else:
-        refresh(arguments.names)
+    main()

@@ -1,0 +1,57 @@
+# The book's commands. Each does its own set-up; Python 3.11 or newer and make are all it needs.
+PYTHON ?= python3
+SEEDS ?= 10 11 12
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+JUPYTER_BOOK := $(BIN)/jupyter-book build -q -W -n --keep-going
+
+# Chapters and tests run side by side, one a core: more threads in each would only get in the way.
+export OMP_NUM_THREADS := 1
+
+.PHONY: help book test refresh seeds lint clean
+.DEFAULT_GOAL := help
+
+help: ## list these commands
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+book: $(INSTALLED) ## execute what changed in the chapters, build the website
+	@echo "Executing the chapters, several minutes for all of them …"
+	@$(BIN)/python tools/chapters.py site
+	@echo "Building the website …"
+	@$(JUPYTER_BOOK) _build/src --path-output .
+	@echo "Done: open $(CURDIR)/_build/html/index.html"
+
+test: $(INSTALLED) lint ## check everything: style, types, website, package, text, every chapter
+	@echo "Building the website from the committed outputs …"
+	@$(BIN)/python tools/chapters.py site --committed
+	@$(JUPYTER_BOOK) _build/committed --path-output _build/committed
+	@echo "Testing the package, the text, and every chapter (executed anew, several minutes) …"
+	@$(BIN)/pytest -n logical --dist loadfile --nbval --nbval-current-env chapters tests pinnlib
+
+refresh: $(INSTALLED) ## execute the chapters in place, renewing the committed outputs
+	@$(BIN)/python tools/chapters.py refresh
+
+seeds: $(INSTALLED) ## execute the chapters with held-out seeds (SEEDS="10 11 12"), keeping nothing
+	@$(BIN)/python tools/chapters.py check --seeds $(SEEDS)
+
+lint: $(INSTALLED) ## check style and types only
+	@echo "Checking style …"
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet
+	@echo "Checking types …"
+	@$(BIN)/mypy
+
+clean: ## remove everything that was built, the environment included
+	rm -rf $(VENV) _build .mypy_cache .pytest_cache .ruff_cache .hypothesis pinnlib.egg-info
+
+$(INSTALLED): constraints.txt pyproject.toml
+	@command -v $(PYTHON) > /dev/null && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Python 3.11 or newer is needed, and "$(PYTHON)" is not: install it, or name it: make PYTHON=/path/to/python' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || \
+		{ echo 'The venv module of "$(PYTHON)" is missing: install it (Debian, Ubuntu: sudo apt install python3-venv)' >&2; exit 1; }
+	@echo "Installing into $(VENV), some minutes the first time …"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[book,test]'
+	@touch $@

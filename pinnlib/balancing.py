@@ -1,5 +1,7 @@
 """From a gradient matrix to loss weights: one balancer, and the published rules as its settings."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 

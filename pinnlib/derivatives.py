@@ -1,5 +1,7 @@
 """Derivatives of a network's output with respect to its inputs."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Protocol
 

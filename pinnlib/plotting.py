@@ -1,5 +1,7 @@
 """The figures that several chapters share. The style is ``plt.style.use("pinnlib.book")``."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Training with balanced gradients, and measuring the result."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -186,7 +188,7 @@ class AdaptivePINN:
 
 
 Weights = GradientBalancer | Mapping[str, float | Tensor]
-"""A balancer, or a constant weight for each term (all 1: a plain PINN)."""
+"""A balancer, or a constant weight for each term (all 1 gives a plain PINN)."""
 
 
 @dataclass

@@ -40,6 +40,7 @@ def execute(notebook: NotebookNode) -> None:
         kernel_name="python3",
         record_timing=False,
         coalesce_streams=True,
+        extra_arguments=["--log-level=ERROR"],  # a local kernel need not warn of its connection
         resources={"metadata": {"path": str(ROOT / "chapters")}},
     ).execute()
     notebook.metadata = {
@@ -117,8 +118,9 @@ def cover_figure(chapters: dict[Path, NotebookNode]) -> bytes | None:
     for notebook in chapters.values():
         for cell in notebook.cells:
             if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == COVER_FIGURE:
-                (png,) = (o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))
-                return base64.b64decode(png)
+                for output in cell.outputs:
+                    if "image/png" in output.get("data", {}):
+                        return base64.b64decode(output.data["image/png"])
     return None
 
 

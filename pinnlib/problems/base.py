@@ -1,5 +1,7 @@
 """What every problem has: a domain, points, residuals, losses and an exact solution."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 

@@ -1,5 +1,7 @@
 """The Helmholtz equation with a zero boundary, where the simplest rule can fail."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 

@@ -1,5 +1,7 @@
 """The Klein–Gordon equation with a cubic term, Part I's problem."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 

@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import nbformat
@@ -32,8 +32,9 @@ COVER_FILE = Path("_static") / "before-after.png"
 SEEDS_LINE = re.compile(r"^SEEDS = \[.*\]$", flags=re.MULTILINE)
 
 
-def execute(notebook: NotebookNode) -> None:
-    """Run a notebook top to bottom in a fresh kernel; keep nothing but cells and outputs."""
+def execute(notebook: NotebookNode) -> tuple[NotebookNode, float]:
+    """Run a notebook top to bottom in a fresh kernel: cells and outputs only, and the seconds."""
+    start = time.perf_counter()
     NotebookClient(
         notebook,
         timeout=1200,
@@ -47,30 +48,31 @@ def execute(notebook: NotebookNode) -> None:
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
+    return notebook, time.perf_counter() - start
 
 
-def execute_all(notebooks: dict[Path, NotebookNode]) -> Iterator[Path]:
+def execute_all(notebooks: dict[Path, NotebookNode]) -> Iterator[tuple[Path, NotebookNode]]:
     """Run notebooks side by side, one a core; one line for each when it is done.
 
     Yields those that succeeded, as they finish, and exits after the last if one has failed.
     """
-
-    def timed(notebook: NotebookNode) -> float:
-        start = time.perf_counter()
-        execute(notebook)
-        return time.perf_counter() - start
-
     failed = False
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        running = {pool.submit(timed, notebook): path for path, notebook in notebooks.items()}
-        for done in as_completed(running):
-            path = running[done]
-            try:
-                print(f"  {path.name}: executed in {done.result():.0f} s", flush=True)
-                yield path
-            except CellExecutionError as error:
-                failed = True
-                print(f"  {path.name}: failed\n{error}", file=sys.stderr, flush=True)
+    # Processes and not threads: an interrupt then reaches each client, which stops its kernel.
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        try:
+            running = {pool.submit(execute, notebook): path for path, notebook in notebooks.items()}
+            for done in as_completed(running):
+                name = running[done].name
+                try:
+                    notebook, seconds = done.result()
+                except CellExecutionError as error:
+                    failed = True
+                    print(f"  {name}: failed\n{error}", file=sys.stderr, flush=True)
+                else:
+                    print(f"  {name}: executed in {seconds:.0f} s", flush=True)
+                    yield running[done], notebook
+        finally:
+            pool.shutdown(cancel_futures=True)
     if failed:
         sys.exit(1)
 
@@ -95,10 +97,10 @@ def executed_chapters() -> dict[Path, NotebookNode]:
         if cached[path].exists():
             print(f"  {path.name}: unchanged", flush=True)
     changed = read([path for path in chapters if not cached[path].exists()])
-    for path in execute_all(changed):
+    for path, notebook in execute_all(changed):
         shutil.rmtree(cached[path].parent, ignore_errors=True)
         cached[path].parent.mkdir(parents=True)
-        nbformat.write(changed[path], cached[path])
+        nbformat.write(notebook, cached[path])
     for path, notebook in chapters.items():
         # The text and the metadata are the chapter's own, only the outputs come from the cache.
         done = nbformat.read(cached[path], as_version=4)
@@ -150,9 +152,9 @@ def site_files() -> Iterator[Path]:
 def refresh(names: Sequence[str]) -> None:
     """Execute chapters in place, and take the cover figure from them."""
     chapters = read([path for path in CHAPTERS if path.name.startswith(tuple(names) or "")])
-    for path in execute_all(chapters):
-        nbformat.write(chapters[path], path)
-        if (png := cover_figure({path: chapters[path]})) is not None:
+    for path, notebook in execute_all(chapters):
+        nbformat.write(notebook, path)
+        if (png := cover_figure({path: notebook})) is not None:
             (ROOT / COVER_FILE).write_bytes(png)
 
 

@@ -1,6 +1,7 @@
 """The book holds together: structure, metadata, prose, exercises, pins and imports."""
 
 import ast
+import base64
 import importlib
 import inspect
 import pkgutil
@@ -77,6 +78,24 @@ def test_outputs_that_are_not_compared_are_asserted(notebook: NotebookNode) -> N
             assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(cell.source))), (
                 f"neither compared nor asserted:\n{cell.source}"
             )
+
+
+@every_chapter
+def test_seeds_stand_in_one_line(notebook: NotebookNode) -> None:
+    lines = [line for cell in cells(notebook, "code") for line in cell.source.splitlines()]
+    assert [line for line in lines if line.startswith("SEEDS")] == ["SEEDS = [0, 1, 2]"]
+
+
+def test_cover_figure_is_the_one_of_the_chapter() -> None:
+    (png,) = (
+        output.data["image/png"]
+        for notebook in CHAPTERS.values()
+        for cell in cells(notebook, "code")
+        if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == "fig:before-after"
+        for output in cell.outputs
+        if "image/png" in output.get("data", {})
+    )
+    assert (ROOT / "_static" / "before-after.png").read_bytes() == base64.b64decode(png)
 
 
 def test_set_up_cell_is_the_same_everywhere() -> None:

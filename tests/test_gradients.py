@@ -217,6 +217,7 @@ def test_gradient_rows_tells_which_parameters_are_used():
     a, b, c = theta(1.0), theta(2.0), theta(3.0)
     losses = {"x": (a * 0).sum(), "y": (b * c).sum(), "z": theta(1.0).sum()}
     G, used = gradient_rows(losses, [a, b, c])
+    assert used.dtype == torch.bool
     assert used.tolist() == [[True, False, False], [False, True, True], [False, False, False]]
     assert G.tolist() == [[0.0, 0.0, 0.0], [0.0, 3.0, 2.0], [0.0, 0.0, 0.0]]
 
@@ -414,7 +415,9 @@ def test_layer_view_of_a_stack_of_matrices_and_of_names_without_a_dot():
     assert {name: tuple(columns.shape) for name, columns in view.items()} == {"": (4, 2, 3)}
 
 
-def test_layer_view_refuses_other_parameters():
-    message = "G has 50 columns, but the parameters have 51 entries: pass those that G was"
+@pytest.mark.parametrize("columns", [50, 52])
+@pytest.mark.parametrize("stack", [(), (4,)])
+def test_layer_view_refuses_other_parameters(stack, columns):
+    message = f"G has {columns} columns, but the parameters have 51 entries: pass those that G was"
     with pytest.raises(ValueError, match=message):
-        layer_view(torch.zeros(2, 50), network().named_parameters())
+        layer_view(torch.zeros(*stack, 2, columns), network().named_parameters())

@@ -48,7 +48,7 @@ clean: ## remove everything that was built, the environment included
 
 $(INSTALLED): constraints.txt pyproject.toml
 	@command -v $(PYTHON) > /dev/null && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo 'Python 3.11 or newer is needed, and "$(PYTHON)" is not: install it, or name it: make PYTHON=/path/to/python' >&2; exit 1; }
+		{ echo 'Python 3.11 or newer is needed, and "$(PYTHON)" is missing or older: install it, or name it with make PYTHON=/path/to/python' >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || \
 		{ echo 'The venv module of "$(PYTHON)" is missing: install it (Debian, Ubuntu: sudo apt install python3-venv)' >&2; exit 1; }
 	@echo "Installing into $(VENV), some minutes the first time …"

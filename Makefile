@@ -10,11 +10,11 @@ JUPYTER_BOOK := $(BIN)/jupyter-book build -q -W -n --keep-going
 # Chapters and tests run side by side, one a core: more threads in each would only get in the way.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help book test refresh seeds lint clean
+.PHONY: help book test refresh seeds lint repo-url clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' Makefile
 
 book: $(INSTALLED) ## execute what changed in the chapters, build the website
 	@echo "Executing the chapters, several minutes for all of them …"
@@ -42,6 +42,9 @@ lint: $(INSTALLED) ## check style and types only
 	@$(BIN)/ruff format --check --quiet
 	@echo "Checking types …"
 	@$(BIN)/mypy
+
+repo-url: $(INSTALLED) ## write the repository's address everywhere: URL=https://github.com/OWNER/NAME
+	@$(BIN)/python tools/repo_url.py $(URL)
 
 clean: ## remove everything that was built, the environment included
 	rm -rf $(VENV) _build .mypy_cache .pytest_cache .ruff_cache .hypothesis pinnlib.egg-info

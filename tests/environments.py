@@ -1,0 +1,47 @@
+"""Empty environments for the tests: made in seconds, without a download."""
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+
+def empty_environment(path: Path, *packages: str) -> Path:
+    """A new environment with some packages and what they need; the path of its Python.
+
+    Their files are links to those of the environment that runs the tests.
+    """
+    subprocess.run([sys.executable, "-m", "venv", path], check=True)
+    (site_packages,) = path.glob("lib/python*/site-packages")
+    names, done = list(packages), set()
+    while names:
+        installed = distribution(names.pop())
+        if installed.name in done:
+            continue
+        done.add(installed.name)
+        for requirement in map(Requirement, installed.requires or []):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                names.append(requirement.name)
+        for file in installed.files or []:
+            source, target = Path(installed.locate_file(file)), site_packages / file
+            if ".." not in file.parts and source.exists() and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                link(source, target)
+    return path / "bin" / "python"
+
+
+def link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
+
+
+def freeze(python: Path) -> list[str]:
+    """What is installed in an environment, with versions."""
+    command = [python, "-m", "pip", "--disable-pip-version-check", "freeze", "--all"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()

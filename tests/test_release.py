@@ -1,0 +1,129 @@
+"""What would be published: the package's files, the workflow, and one address everywhere."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import readme_renderer.markdown
+import repo_url
+from environments import empty_environment, freeze
+
+from chapters import CHAPTERS, ROOT, cells
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+# Wheel and sdist
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert len(list(folder.iterdir())) == 2
+    return folder
+
+
+def test_wheel_and_sdist_pass_twine_check(distributions: Path) -> None:
+    command = [sys.executable, "-m", "twine", "check", "--strict", *distributions.iterdir()]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_package_page_shows_the_readme(distributions: Path) -> None:
+    (wheel,) = distributions.glob("*.whl")
+    command = [sys.executable, "-m", "zipfile", "--extract", wheel, distributions / "wheel"]
+    subprocess.run(command, check=True)
+    (metadata,) = distributions.glob("wheel/*.dist-info/METADATA")
+    text = metadata.read_text().partition("\n\n")[2]
+    page = readme_renderer.markdown.render(text)
+    assert page is not None
+    assert "<h1" in page
+    links = re.findall(r'(?:href|src)="([^"]*)"', page)
+    own = [link for link in links if link.startswith(repo_url.current() + "/")]
+    readme = (ROOT / "README.md").read_text()
+    assert len(own) == len(re.findall(r"\]\((?!https:)", readme)) > 0
+    for link in links:
+        assert link.startswith(("https://", "#")), "a relative link leads nowhere on a package's page"
+    for link in own:
+        kind, branch, path = link.removeprefix(repo_url.current() + "/").split("/", 2)
+        assert branch == "main"
+        assert (ROOT / path).exists()
+        assert kind == ("raw" if path.endswith(".png") else "blob")
+
+
+def test_wheel_works_in_an_empty_environment(distributions: Path) -> None:
+    (wheel,) = distributions.glob("*.whl")
+    path = ROOT / "_build" / "environments" / "wheel"
+    shutil.rmtree(path, ignore_errors=True)
+    python = empty_environment(path, "torch", "numpy", "matplotlib", "tqdm", "pytest")
+    before = freeze(python)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-index", wheel], check=True)
+    (added,) = set(freeze(python)) - set(before)
+    assert added.startswith("pinnlib @ file:")
+    (package,) = path.glob("lib/python*/site-packages/pinnlib")
+    pytest_command = [python, "-m", "pytest", "--quiet", "--doctest-modules", package]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    done = subprocess.run(pytest_command, cwd=path, env=clean, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 10  # type: ignore[index]
+
+
+# One address
+
+
+def test_address_is_the_same_everywhere() -> None:
+    slug, site = repo_url.names(repo_url.current())
+    owner, name = slug.split("/")
+    for path, text in repo_url.files().items():
+        for found in re.findall(rf"([\w.-]+)/{re.escape(name)}\b", text):
+            assert found in {owner, site.partition("/")[0]}, path
+
+
+@pytest.mark.parametrize(
+    "file", ["_config.yml", "README.md", "index.md", "pyproject.toml", "CITATION.cff"]
+)
+def test_file_has_the_address(file: str) -> None:
+    assert repo_url.current() in (ROOT / file).read_text()
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_set_up_cell_has_the_address(chapter: str) -> None:
+    assert f'"{repo_url.current()}"' in cells(CHAPTERS[chapter], "code")[0].source
+
+
+def test_address_is_somebodys_own_or_cannot_be_anybodys() -> None:
+    owner = repo_url.names(repo_url.current())[0].split("/")[0]
+    assert repo_url.ADDRESS.fullmatch(repo_url.current()) or owner == "your.account"
+
+
+def test_new_address_is_set_everywhere_and_back(tmp_path: Path) -> None:
+    before = repo_url.files()
+    for path, text in before.items():
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(text.encode())
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+
+    def set_address(url: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, tmp_path / "tools" / "repo_url.py", url]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    new = "/".join(["https:", "", "github.com", "Jane-Doe", "balance"])
+    assert set_address(f"{new}.git/").returncode == 0
+    old = repo_url.names(repo_url.current())
+    changed = 0
+    for path, text in before.items():
+        new_text = (tmp_path / path.relative_to(ROOT)).read_text()
+        assert not any(name in new_text for name in old)
+        for now, then in zip(repo_url.names(new), old, strict=True):
+            assert new_text.count(now) == text.count(then)
+        changed += new_text != text
+    assert changed >= 5 + len(CHAPTERS)
+    for wrong in ("", "pinnlib", "https://github.com/jane", "https://github.com/a.b/c"):
+        assert "is not an address" in set_address(wrong).stderr

@@ -49,7 +49,7 @@ def test_package_page_shows_the_readme(distributions: Path) -> None:
     readme = (ROOT / "README.md").read_text()
     assert len(own) == len(re.findall(r"\]\((?!https:)", readme)) > 0
     for link in links:
-        assert link.startswith(("https://", "#")), "a relative link leads nowhere on a package's page"
+        assert link.startswith(("https://", "#")), "elsewhere, a relative link leads nowhere"
     for link in own:
         kind, branch, path = link.removeprefix(repo_url.current() + "/").split("/", 2)
         assert branch == "main"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import readme_renderer.markdown
 import repo_url
+import yaml
 from environments import empty_environment, freeze
 
 from chapters import CHAPTERS, ROOT, cells
@@ -72,6 +73,53 @@ def test_wheel_works_in_an_empty_environment(distributions: Path) -> None:
     done = subprocess.run(pytest_command, cwd=path, env=clean, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 10  # type: ignore[index]
+
+
+# The workflow
+
+WORKFLOW = yaml.load(
+    (ROOT / ".github" / "workflows" / "book.yml").read_text(),
+    yaml.BaseLoader,  # strings only: else "on" is read as true, and 3.10 as 3.1
+)
+
+
+def test_workflow_runs_on_every_push() -> None:
+    assert WORKFLOW["on"]["push"] == ""
+    assert {"run": "make test"} in WORKFLOW["jobs"]["test"]["steps"]
+
+
+def test_workflow_tests_the_python_versions_of_the_package() -> None:
+    versions = WORKFLOW["jobs"]["test"]["strategy"]["matrix"]["python-version"]
+    classifier = "Programming Language :: Python :: 3."
+    assert versions == [c.split()[-1] for c in PROJECT["classifiers"] if c.startswith(classifier)]
+    assert PROJECT["requires-python"] == f">={versions[0]}"
+    assert "{}.{}".format(*sys.version_info) in versions
+
+
+def test_workflow_uses_actions_by_their_commit() -> None:
+    steps = [step for job in WORKFLOW["jobs"].values() for step in job["steps"]]
+    actions = [step["uses"] for step in steps if "uses" in step]
+    assert actions
+    assert all(re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", action) for action in actions)
+
+
+def test_workflow_may_do_no_more_than_it_must() -> None:
+    assert WORKFLOW["permissions"] == {"contents": "read"}
+    test, publish = WORKFLOW["jobs"]["test"], WORKFLOW["jobs"]["publish"]
+    assert "permissions" not in test
+    assert test["steps"][0]["with"]["persist-credentials"] == "false"
+    assert publish["permissions"] == {"pages": "write", "id-token": "write"}
+    assert all("run" not in step for step in publish["steps"])
+
+
+def test_workflow_publishes_the_tested_site_from_main_only() -> None:
+    test, publish = WORKFLOW["jobs"]["test"], WORKFLOW["jobs"]["publish"]
+    on_main = "github.ref == 'refs/heads/main'"
+    assert publish["if"] == on_main
+    assert publish["needs"] == "test"
+    assert test["steps"][-1]["if"].startswith(f"{on_main} && ")
+    folder = test["steps"][-1]["with"]["path"].removesuffix("/_build/html")
+    assert f"--path-output {folder}\n" in (ROOT / "Makefile").read_text()
 
 
 # One address

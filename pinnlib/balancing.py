@@ -167,8 +167,7 @@ class GradientBalancer:
                 f"G has shape {tuple(G.shape)}: it needs one row for each of {list(self.terms)}"
             )
         G = G.detach()
-        for k, term in enumerate(self.terms):
-            check_finite(term, G[..., k, :], self.step)
+        check_finite(self.terms, G, self.step)
         if self.step % self.every == 0:
             self._follow(self._measure(G))
         self.step += 1

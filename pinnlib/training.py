@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from time import perf_counter
 
 import numpy as np
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pinnlib.balancing import GradientBalancer
+from pinnlib.compiled import Batch, CompiledGradients
 from pinnlib.derivatives import Model
 from pinnlib.gradients import (
     check_finite,
-    check_loss,
+    check_losses,
     check_used,
     gradient_rows,
     mean_abs,
@@ -49,39 +51,88 @@ def balanced_backward(
             :func:`pinnlib.gradients.gradient_matrix`. Nothing has changed then.
     """
     _check_terms(losses, balancer.terms)
-    weights = _balanced_backward(losses, trainable(params), balancer)
+    losses = {term: losses[term] for term in balancer.terms}
+    params = trainable(params)
+    check_losses(losses)
+    G, used = gradient_rows(losses, params)
+    check_used(losses, used)
+    weights = balancer.update(G)
+    _accumulate(params, weights.to(G) @ G, used)
     return dict(zip(balancer.terms, weights.tolist(), strict=True))
 
 
-def _balanced_backward(
-    losses: Mapping[str, Tensor],
-    params: Sequence[Tensor],
+def compiled_backward(
+    losses: Callable[[Batch], Mapping[str, Tensor]],
+    params: Iterable[Tensor],
     balancer: GradientBalancer,
-    stack: tuple[int, ...] = (),
-) -> Tensor:
-    """The weights ``(*stack, K)``, after the balanced gradient has gone to every ``.grad``."""
-    ordered = {term: losses[term] for term in balancer.terms}
-    G, used = gradient_rows(ordered, params, stack=stack)
-    check_used(balancer.terms, used)
-    weights = balancer.update(G)
-    _accumulate(params, (weights.to(G)[..., None, :] @ G).squeeze(-2), used)
-    return weights
+) -> Callable[[Batch], tuple[dict[str, Tensor], dict[str, float]]]:
+    """Compile losses and their gradients, to be called in place of :func:`balanced_backward`.
+
+    Args:
+        losses: turns a batch into the unweighted scalar loss of each of the balancer's terms; see
+            :class:`pinnlib.compiled.CompiledGradients` for what it may do.
+        params: the parameters to differentiate by; frozen ones are left out.
+        balancer: turns the gradient matrix into weights.
+
+    Returns:
+        A function that takes a batch, adds the balanced gradient to every ``.grad``, and returns
+        the losses (detached) and the weights used, by term. Its first call compiles.
+
+    Raises:
+        ValueError: as :func:`balanced_backward`, by the returned function.
+
+    >>> from pinnlib.problems import Helmholtz
+    >>> generator, problem = torch.Generator().manual_seed(0), Helmholtz()
+    >>> model = MLP(problem.domain, generator=generator)
+    >>> backward = compiled_backward(
+    ...     lambda batch: problem.losses(model, batch),
+    ...     model.parameters(),
+    ...     GradientBalancer.simplified(),
+    ... )
+    >>> losses, weights = backward(problem.sample(128, generator))  # doctest: +SKIP
+    """
+    gradients = CompiledGradients(_in_order(losses, balancer.terms), params)
+
+    def backward(batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
+        values, G = gradients(batch)
+        weights = balancer.update(G)
+        _accumulate(gradients.params, weights.to(G) @ G, gradients.used)
+        return values, dict(zip(values, weights.tolist(), strict=True))
+
+    return backward
 
 
-def _accumulate(params: Sequence[Tensor], direction: Tensor, used: Tensor) -> None:
+def _in_order(
+    losses: Callable[[Batch], Mapping[str, Tensor]], terms: Sequence[str]
+) -> Callable[[Batch], dict[str, Tensor]]:
+    """The same losses in the order of the terms, refused if their names differ."""
+
+    def ordered(batch: Batch) -> dict[str, Tensor]:
+        values = losses(batch)
+        _check_terms(values, terms)
+        return {term: values[term] for term in terms}
+
+    return ordered
+
+
+def _accumulate(
+    params: Sequence[Tensor], direction: Tensor, used: Sequence[Sequence[bool]]
+) -> None:
     """Add a flat gradient ``(…, P)`` to the ``.grad`` of those parameters that some term uses."""
     stack = direction.shape[:-1].numel()
     flats = direction.split([p.numel() // stack for p in params], dim=-1)
-    for p, flat, is_used in zip(params, flats, used.any(dim=0).tolist(), strict=True):
-        if is_used:
+    for p, flat, *is_used in zip(params, flats, *used, strict=True):
+        if any(is_used):
             gradient = flat.reshape(p.shape).to(p.dtype)
+            if gradient.stride() != p.stride():  # a fused optimizer reads both in one order
+                gradient = torch.empty_like(p).copy_(gradient)
             p.grad = gradient if p.grad is None else p.grad + gradient
 
 
-def _share_used(used: Tensor, params: Sequence[Tensor]) -> Tensor:
-    """Share of the entries of the parameters that each term uses, ``(K,)``."""
-    sizes = torch.tensor([p.numel() for p in params], dtype=torch.float64)
-    return used.double() @ sizes / sizes.sum()
+def _shares_used(used: Sequence[Sequence[bool]], params: Sequence[Tensor]) -> list[float]:
+    """Share of the entries of the parameters that each term uses."""
+    sizes = [p.numel() for p in params]
+    return [sum(compress(sizes, row)) / sum(sizes) for row in used]
 
 
 class AdaptivePINN:
@@ -142,9 +193,10 @@ class AdaptivePINN:
                 trainable parameter.
         """
         params = trainable(params)
+        check_losses({"loss": loss})
         G, used = gradient_rows({"loss": loss}, params, retain_graph=True)
-        check_finite("loss", G)
-        share = _share_used(used, params).item()
+        check_finite(["loss"], G)
+        (share,) = _shares_used(used, params)
         return mean_abs(G).item() / share if share > 0 else 0.0
 
     def train_step_with_balance(
@@ -173,13 +225,15 @@ class AdaptivePINN:
         own = {id(p) for p in params}
         trained = (p for group in optimizer.param_groups for p in group["params"])
         others = [p for p in trained if p.requires_grad and id(p) not in own]
-        G, used = gradient_rows({"data": loss_data, "pde": loss_pde}, [*params, *others])
-        for term, row in zip(self.balancer.terms, G, strict=True):
-            check_finite(term, row, self.balancer.step)
-        # The share turns a mean over all entries into the mean over the entries used.
-        share = _share_used(used[:, : len(params)], params)
+        losses = {"data": loss_data, "pde": loss_pde}
+        check_losses(losses)
+        G, used = gradient_rows(losses, [*params, *others])
+        check_finite(losses, G, self.balancer.step)
         own_columns = G[:, : sum(p.numel() for p in params)]
-        weights = self.balancer.update(own_columns / share.where(share > 0, 1).to(G)[:, None])
+        shares = _shares_used([row[: len(params)] for row in used], params)
+        if min(shares) < 1:  # a mean over all entries becomes the mean over the entries used
+            own_columns = own_columns / G.new_tensor([share or 1 for share in shares])[:, None]
+        weights = self.balancer.update(own_columns)
         optimizer.zero_grad()
         _accumulate([*params, *others], weights.to(G) @ G, used)
         optimizer.step()
@@ -220,6 +274,7 @@ def train(
     n: int = 128,
     learning_rate: float = 1e-3,
     record_every: int = 100,
+    compiled: bool = False,
 ) -> History:
     """Train a network with Adam, either with balanced or with constant weights.
 
@@ -235,6 +290,9 @@ def train(
         n: points for each set of points.
         learning_rate: Adam's, at the start.
         record_every: steps between two entries of the history; the last step is always one.
+        compiled: compile the losses and gradients first, see
+            :class:`pinnlib.compiled.CompiledGradients`. It takes some seconds, and pays for
+            trainings of thousands of steps.
 
     Returns:
         The history of losses, weights and errors.
@@ -247,7 +305,7 @@ def train(
     def sample() -> dict[str, Tensor]:
         return problem.sample(n, generator)
 
-    return _train(problem, model, weights, sample, (), steps, learning_rate, record_every)
+    return _train(problem, model, weights, sample, (), steps, learning_rate, record_every, compiled)
 
 
 def train_many(
@@ -259,6 +317,7 @@ def train_many(
     n: int = 128,
     learning_rate: float = 1e-3,
     record_every: int = 100,
+    compiled: bool = False,
 ) -> tuple[StackedMLP, History]:
     """Train one network a seed, all at once: the same numbers as one :func:`train` each, sooner.
 
@@ -278,6 +337,7 @@ def train_many(
         n: as for :func:`train`.
         learning_rate: as for :func:`train`.
         record_every: as for :func:`train`.
+        compiled: as for :func:`train`.
 
     Returns:
         The trained networks as a stack, and their history.
@@ -295,7 +355,9 @@ def train_many(
         return {name: torch.stack([batch[name] for batch in batches]) for name in batches[0]}
 
     stack = (len(seeds),)
-    return model, _train(problem, model, weights, sample, stack, steps, learning_rate, record_every)
+    return model, _train(
+        problem, model, weights, sample, stack, steps, learning_rate, record_every, compiled
+    )
 
 
 def _train(
@@ -307,24 +369,36 @@ def _train(
     steps: int,
     learning_rate: float,
     record_every: int,
+    compiled: bool,
 ) -> History:
     if steps < 1 or record_every < 1:
         raise ValueError(f"steps is {steps}, record_every {record_every}: use 1 or more of each")
     names = weights.terms if isinstance(weights, GradientBalancer) else tuple(weights)
     _check_terms(names, problem.terms)
     params = trainable(model.parameters())
-    optimizer = torch.optim.Adam(params, lr=learning_rate)
+
+    losses_of = _in_order(lambda batch: problem.losses(model, batch), names)
+
+    def eager_gradients(batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        losses = losses_of(batch)
+        check_losses(losses, stack)
+        G, used = gradient_rows(losses, params, stack=stack)
+        check_used(losses, used)
+        return losses, G
+
+    gradients = CompiledGradients(losses_of, params, stack) if compiled else eager_gradients
+    update = weights.update if isinstance(weights, GradientBalancer) else _constant(weights, stack)
+    optimizer = torch.optim.Adam(params, lr=learning_rate, fused=True)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1000, gamma=0.9)
     records = []
     seconds, start = 0.0, perf_counter()
     # disable=None: silent where there is no terminal, such as in an executed notebook.
     for step in tqdm(range(1, steps + 1), disable=None):
-        losses = problem.losses(model, sample())
+        losses, G = gradients(sample())
+        current = update(G)
         optimizer.zero_grad()
-        if isinstance(weights, GradientBalancer):
-            current = _balanced_backward(losses, params, weights, stack)
-        else:
-            current = _constant_backward(losses, weights, stack)
+        direction = (current.to(G)[..., None, :] @ G).squeeze(-2)
+        _accumulate(params, direction, used=[[True] * len(params)])
         optimizer.step()
         scheduler.step()
         if step % record_every == 0 or step == steps:
@@ -348,15 +422,18 @@ def _by_term(names: Sequence[str], rows: Sequence[Tensor]) -> dict[str, NDArray[
     return {name: column.numpy() for name, column in zip(names, columns, strict=True)}
 
 
-def _constant_backward(
-    losses: Mapping[str, Tensor], weights: Mapping[str, float | Tensor], stack: tuple[int, ...]
-) -> Tensor:
-    """The weights ``(*stack, K)``, after the gradient of the weighted sum has gone to ``.grad``."""
-    for term, loss in losses.items():
-        check_loss(term, loss, stack)
-    torch.stack([(weights[term] * loss).sum() for term, loss in losses.items()]).sum().backward()
+def _constant(
+    weights: Mapping[str, float | Tensor], stack: tuple[int, ...]
+) -> Callable[[Tensor], Tensor]:
+    """What :meth:`GradientBalancer.update` does, for weights that never move."""
     columns = [torch.as_tensor(w, dtype=torch.float64).expand(stack) for w in weights.values()]
-    return torch.stack(columns, dim=-1)
+    constant = torch.stack(columns, dim=-1)
+
+    def update(G: Tensor) -> Tensor:
+        check_finite(weights, G)
+        return constant
+
+    return update
 
 
 def _check_terms(names: Iterable[str], terms: Iterable[str]) -> None:

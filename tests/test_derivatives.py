@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pinnlib.derivatives import nested
+from pinnlib.derivatives import nested, taylor
 from pinnlib.networks import MLP, StackedMLP
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
@@ -158,15 +158,84 @@ def test_nested_of_a_stack_equals_its_networks():
             torch.testing.assert_close(a[s], b)
 
 
+def assert_equal_derivatives(actual, expected):
+    for a, b in zip(
+        [actual[0], *actual[1], *actual[2]], [expected[0], *expected[1], *expected[2]], strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize("outputs", [1, 2])
+@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("order", [1, 2])
+def test_taylor_equals_nested(d, outputs, depth, order):
+    generator = torch.Generator().manual_seed(d)
+    domain = [(-3.0, 1.0), (0.0, 0.1), (5.0, 9.0)][:d]
+    model = MLP(domain, width=7, depth=depth, outputs=outputs, generator=generator).double()
+    for layer in model.layers:
+        nn.init.normal_(layer.bias, generator=generator)
+    x = points(5, d) + torch.tensor([low for low, _ in domain])
+    actual = taylor(model, x, order)
+    assert isinstance(actual[1], tuple)
+    assert isinstance(actual[2], tuple)
+    assert_equal_derivatives(actual, nested(model, x, order))
+
+
+def test_taylor_of_a_stack_equals_its_networks():
+    models = [network(seed=s) for s in range(3)]
+    x = torch.stack([points(5, 2, s) for s in range(3)])
+    together = taylor(StackedMLP(models), x)
+    for s, model in enumerate(models):
+        alone = taylor(model, x[s])
+        assert_equal_derivatives(
+            (together[0][s], *[tuple(t[s] for t in order) for order in together[1:]]), alone
+        )
+    shared = taylor(StackedMLP(models), x[0])  # one batch for all
+    assert_equal_derivatives(
+        (shared[0][0], *[tuple(t[0] for t in order) for order in shared[1:]]),
+        taylor(models[0], x[0]),
+    )
+
+
+def test_taylor_has_the_gradients_of_nested():
+    model, x = network(outputs=2), points(5, 2)
+    rows = []
+    for derivatives in (taylor, nested):
+        u, (u_x, _), (_, u_yy) = derivatives(model, x)
+        loss = (u_yy + u * u_x).square().mean()
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, model.parameters())]))
+    torch.testing.assert_close(*rows, rtol=1e-11, atol=1e-13)
+    assert rows[0].abs().min() > 0
+
+
+def test_taylor_is_exact_for_inputs_over_many_scales():
+    for exponent in range(-12, 13, 4):
+        size = 10.0**exponent
+        model = MLP([(0, size)], width=5, generator=torch.Generator().manual_seed(0)).double()
+        x = size * (points(4, 1) + 0.5)
+        for a, b in zip(taylor(model, x)[1:], nested(model, x)[1:], strict=True):
+            torch.testing.assert_close(a[0], b[0], rtol=1e-10, atol=0)
+            assert a[0].abs().min() > 0
+
+
+@pytest.mark.parametrize("model", [nn.Linear(2, 1), lambda x: x[:, :1]])
+def test_taylor_refuses_another_model(model):
+    with pytest.raises(ValueError, match=r"model is a \w+: .* use nested for any other"):
+        taylor(model, points(3, 2))
+
+
+@pytest.mark.parametrize("derivatives", [nested, taylor])
 @pytest.mark.parametrize("order", [0, 3, -1])
-def test_nested_refuses_another_order(order):
+def test_another_order_is_refused(derivatives, order):
     with pytest.raises(ValueError, match=f"order is {order}: .* order 1 and 2"):
-        nested(network(), points(3, 2), order=order)
+        derivatives(network(), points(3, 2), order=order)
 
 
-def test_nested_refuses_a_single_point():
+@pytest.mark.parametrize("derivatives", [nested, taylor])
+def test_a_single_point_is_refused(derivatives):
     with pytest.raises(ValueError, match=r"x has shape \(2,\): pass points as \(N, d\)"):
-        nested(network(), points(3, 2)[0])
+        derivatives(network(), points(3, 2)[0])
 
 
 def test_nested_refuses_a_model_without_a_column_of_values():

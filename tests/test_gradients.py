@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pinnlib import gradient_matrix
 from pinnlib.gradients import (
     check_finite,
-    check_loss,
+    check_losses,
     check_used,
     cosine,
     gradient_rows,
@@ -217,8 +217,7 @@ def test_gradient_rows_tells_which_parameters_are_used():
     a, b, c = theta(1.0), theta(2.0), theta(3.0)
     losses = {"x": (a * 0).sum(), "y": (b * c).sum(), "z": theta(1.0).sum()}
     G, used = gradient_rows(losses, [a, b, c])
-    assert used.dtype == torch.bool
-    assert used.tolist() == [[True, False, False], [False, True, True], [False, False, False]]
+    assert used == [[True, False, False], [False, True, True], [False, False, False]]
     assert G.tolist() == [[0.0, 0.0, 0.0], [0.0, 3.0, 2.0], [0.0, 0.0, 0.0]]
 
 
@@ -238,7 +237,7 @@ def test_gradient_rows_of_a_stack_equal_its_networks():
     u = stack(points())
     losses = {"a": u.mean(dim=(-2, -1)), "b": u.square().mean(dim=(-2, -1))}
     G, used = gradient_rows(losses, list(stack.parameters()), stack=(4,))
-    assert used.all()
+    assert used == [[True] * len(list(stack.parameters()))] * 2
     for s, model in enumerate(models):
         u = model(points())
         expected = gradient_matrix({"a": u.mean(), "b": u.square().mean()}, model.parameters())
@@ -246,25 +245,36 @@ def test_gradient_rows_of_a_stack_equal_its_networks():
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 1)])
-def test_check_loss_refuses_another_number_of_networks(shape):
+def test_check_losses_refuses_another_number_of_networks(shape):
     loss = torch.zeros(shape, requires_grad=True)
     with pytest.raises(ValueError, match=r"'pde' has shape .* one scalar for each network, \(2,\)"):
-        check_loss("pde", loss, stack=(2,))
+        check_losses({"pde": loss}, stack=(2,))
 
 
-def test_check_loss_refuses_one_bad_network_of_a_stack():
-    check_loss("pde", torch.zeros(2, requires_grad=True), stack=(2,))
+def test_check_losses_refuses_one_bad_network_of_a_stack():
+    check_losses({"pde": torch.zeros(2, requires_grad=True)}, stack=(2,))
     with pytest.raises(ValueError, match=r"'pde' is \[0.0, nan\]"):
-        check_loss("pde", torch.tensor([0.0, math.nan], requires_grad=True), stack=(2,))
+        check_losses({"pde": torch.tensor([0.0, math.nan], requires_grad=True)}, stack=(2,))
 
 
 def test_check_used_and_check_finite():
-    check_used(["a", "b"], torch.tensor([[True, False], [False, True]]))
+    check_used(["a", "b"], [[True, False], [False, True]])
     with pytest.raises(ValueError, match="'b' uses none of the parameters"):
-        check_used(["a", "b"], torch.tensor([[True, False], [False, False]]))
-    check_finite("a", torch.tensor([1.0, 2.0]))
-    with pytest.raises(ValueError, match=r"'a' at step 0 has 1 of 3 entries .* such as -inf"):
-        check_finite("a", torch.tensor([1.0, -math.inf, 2.0]), step=0)
+        check_used(["a", "b"], [[True, False], [False, False]])
+    G = torch.tensor([[1.0, 2.0, 3.0], [1.0, -math.inf, 2.0]])
+    check_finite(["a", "b"], G.clamp(-9, 9))
+    with pytest.raises(ValueError, match=r"'b' at step 0 has 1 of 3 entries .* such as -inf"):
+        check_finite(["a", "b"], G, step=0)
+    with pytest.raises(ValueError, match=r"'b' has 2 of 6 entries"):
+        check_finite(["a", "b"], torch.stack([G, G]))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", range(3))
+def test_check_finite_finds_every_bad_entry(bad, place):
+    G = torch.zeros(2, 3).index_put((torch.tensor(1), torch.tensor(place)), torch.tensor(bad))
+    with pytest.raises(ValueError, match=f"'pde' has 1 of 3 .* such as {bad}"):
+        check_finite(["data", "pde"], G)
 
 
 def test_trainable_keeps_order_and_leaves_out_frozen_and_double_ones():

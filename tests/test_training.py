@@ -1,3 +1,4 @@
+import functools
 import math
 
 import numpy as np
@@ -886,6 +887,28 @@ def test_train_many_equals_one_training_each(in_float64, case):
                 np.testing.assert_allclose(of_all[s], of_one, rtol=1e-6)
         for p, q in zip(stack.parameters(), model.parameters(), strict=True):
             torch.testing.assert_close(p[s].reshape(q.shape), q, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", MANY)
+def test_compiled_training_equals_the_other(in_float64, case, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    settings = {"seeds": [3, 4, 3], "steps": 20, "n": 16, "record_every": 5, "learning_rate": 0.01}
+    (_, compiled), (_, eager) = (
+        train_many(Curve(), MANY[case][0](), **settings, compiled=choice)
+        for choice in (True, False)
+    )
+    np.testing.assert_allclose(compiled.errors, eager.errors, rtol=1e-6)
+    for term in ("data", "pde"):
+        np.testing.assert_allclose(compiled.losses[term], eager.losses[term], rtol=1e-6)
+        np.testing.assert_allclose(compiled.weights[term], eager.weights[term], rtol=1e-6)
+
+
+def test_compiled_training_compiles(in_float64, monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda f, **options: calls.append(options) or f)
+    for compiled in (False, True):
+        train(Curve(), curve_network(), CONSTANT, steps=2, generator=seeded(), compiled=compiled)
+    assert calls == [{"fullgraph": True, "dynamic": False}]
 
 
 def test_train_many_by_default():

@@ -18,7 +18,7 @@ from pinnlib.gradients import (
 )
 
 Batch = Mapping[str, Tensor]
-"""Points by set name, as :meth:`pinnlib.problems.Problem.sample` gives them."""
+"""Points by set name, as :meth:`pinnlib.problems.base.Problem.sample` gives them."""
 
 
 class CompiledGradients:
@@ -41,7 +41,7 @@ class CompiledGradients:
 
     Raises:
         ValueError: as :func:`pinnlib.gradients.gradient_matrix`, apart from gradients that are not
-            finite, which :meth:`GradientBalancer.update` refuses.
+            finite, which :meth:`pinnlib.balancing.GradientBalancer.update` refuses.
 
     >>> from pinnlib.networks import MLP
     >>> from pinnlib.problems import Helmholtz

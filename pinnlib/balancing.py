@@ -130,24 +130,49 @@ class GradientBalancer:
         Returns:
             ``(…, K)`` in double precision.
         """
-        return self._measure(G).nan_to_num(nan=1.0)
+        return self._measure(G, self.weights).nan_to_num(nan=1.0)
 
-    def _measure(self, G: Tensor) -> Tensor:
+    def _measure(self, G: Tensor, weights: Tensor) -> Tensor:
         """The target weights, undefined (NaN) where there is nothing to balance."""
         sizes = self.statistic(G).double().cpu()
-        if isinstance(self.reference, str):
-            index = self.terms.index(self.reference)
-            R = self.reference_statistic(G[..., index, :]).double().cpu()
-        else:
-            index = None
+        if not isinstance(self.reference, str):
             R = self.reference(sizes)
+        elif self.reference_statistic is self.statistic:
+            R = sizes[..., self.terms.index(self.reference)]
+        else:
+            row = G[..., self.terms.index(self.reference), :]
+            R = self.reference_statistic(row).double().cpu()
         if self.weighted:
-            sizes = self.weights * sizes
+            sizes = weights * sizes
         R = R[..., None]
         ratio = torch.where(sizes > R / torch.finfo(G.dtype).max, R / sizes, torch.nan)
-        if index is not None:
-            ratio[..., index] = 1.0
+        if isinstance(self.reference, str):
+            ratio[..., self.terms.index(self.reference)] = 1.0
         return ratio
+
+    def follow(self, G: Tensor, weights: Tensor, first_ratio: Tensor) -> tuple[Tensor, Tensor]:
+        """One update as a pure function: what :meth:`update` does to the state where it is due.
+
+        Args:
+            G: gradient matrix ``(…, K, P)``.
+            weights: the weights before, ``(…, K)`` in double precision.
+            first_ratio: the first ratios measured, ``(…, K)``; NaN where none was yet.
+
+        Returns:
+            The weights and first ratios after.
+        """
+        measured = self._measure(G, weights)
+        if self.warm_start or self.bounds is not None:
+            is_first = first_ratio.isnan() & (measured > 0)
+            first_ratio = torch.where(is_first, measured, first_ratio)
+            if self.warm_start:
+                weights = torch.where(is_first, measured, weights)
+        weights = self.average(weights, measured.nan_to_num(nan=1.0), self.alpha)
+        if self.bounds is not None:
+            low, high = self.bounds
+            bounded = weights.clamp(low * first_ratio, high * first_ratio)
+            weights = torch.where(first_ratio.isnan(), weights, bounded)
+        return weights, first_ratio
 
     def update(self, G: Tensor) -> Tensor:
         """Take one step: measure the gradient matrix where it is due, and return the weights.
@@ -168,21 +193,15 @@ class GradientBalancer:
             )
         G = G.detach()
         check_finite(self.terms, G, self.step)
-        if self.step % self.every == 0:
-            self._follow(self._measure(G))
+        if self.due:
+            self.weights, self.first_ratio = self.follow(G, self.weights, self.first_ratio)
         self.step += 1
         return self.weights.clone()
 
-    def _follow(self, measured: Tensor) -> None:
-        is_first = self.first_ratio.isnan() & (measured > 0)
-        old = torch.where(is_first, measured, self.weights) if self.warm_start else self.weights
-        self.first_ratio = torch.where(is_first, measured, self.first_ratio)
-        weights = self.average(old, measured.nan_to_num(nan=1.0), self.alpha)
-        if self.bounds is not None:
-            low, high = self.bounds
-            bounded = weights.clamp(low * self.first_ratio, high * self.first_ratio)
-            weights = torch.where(self.first_ratio.isnan(), weights, bounded)
-        self.weights = weights
+    @property
+    def due(self) -> bool:
+        """Whether the next step updates the weights."""
+        return self.step % self.every == 0
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, with the names of the terms."""

@@ -1,41 +1,76 @@
-"""The losses and their gradient matrix as one compiled function."""
+"""Losses, gradients and balancing as machine code, by recording and compiling their operations."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pinnlib.gradients import (
-    check_loss_value,
-    check_losses,
-    check_used,
-    gradient_rows,
-    trainable,
-)
+from pinnlib.gradients import check_loss_value, check_used, gradient_rows, trainable
 
 Batch = Mapping[str, Tensor]
 """Points by set name, as :meth:`pinnlib.problems.base.Problem.sample` gives them."""
 
 
-class CompiledGradients:
-    r"""Losses and gradient matrix as one machine-code function, for training loops of any kind.
+class Recorded:
+    """A function whose operations are recorded at its first call and compiled.
 
-    The first call runs the losses and their backward passes once and records every operation, the
-    derivatives with respect to the inputs among them. ``torch.compile`` turns the record, one graph
-    without a break, into machine code. Later calls with batches of the same shapes run that code
-    and nothing else; a batch of other shapes is compiled at its first use. The parameters are read
-    anew at every call.
+    Later calls with tensors of the same shapes run the machine code and nothing else; other shapes
+    are recorded at their first use. What the function reads beside its arguments, such as the
+    parameters of a network, is read anew at every call. Unlike ``torch.compile`` alone, this takes
+    a function that differentiates, even one that differentiates derivatives.
 
     Without a C++ compiler the recorded operations run one by one instead, and a warning says so.
 
     Args:
-        losses: turns a batch into the unweighted scalar loss of each term. It is recorded, so it
+        function: takes a batch and tensors, returns tensors in tuples, lists and dictionaries. It
             must do the same operations at every call: no branch on a tensor's value, no random
-            numbers (draw the points outside), no layer that behaves differently while training.
+            numbers, no layer that behaves differently while training.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self._compiled: dict[object, Callable[..., Any]] = {}
+
+    def __call__(self, batch: Batch, *tensors: Tensor) -> Any:
+        everything = [*batch.items(), *enumerate(tensors)]
+        shapes = tuple((name, x.shape, x.dtype, x.device) for name, x in everything)
+        with torch.no_grad():
+            if shapes not in self._compiled:
+                self._compiled[shapes] = self._compile(batch, *tensors)
+            return self._compiled[shapes](batch, *tensors)
+
+    def _compile(self, batch: Batch, *tensors: Tensor) -> Callable[..., Any]:
+        with torch.enable_grad():
+            recorded = make_fx(lambda *args: self.function(*args))(batch, *tensors)
+        recorded.graph.eliminate_dead_code()
+        recorded.recompile()
+        compiled = torch.compile(recorded, fullgraph=True, dynamic=False)
+        try:
+            compiled(batch, *tensors)
+        except Exception as error:
+            reason = " ".join(str(error).strip().splitlines()[:2])
+            warnings.warn(
+                f"the compiler failed ({reason}): training goes on without it, more slowly; "
+                "a C++ compiler such as g++ is needed",
+                stacklevel=4,
+            )
+            return recorded
+        return compiled
+
+
+class CompiledGradients:
+    r"""Losses and gradient matrix as one compiled function, for training loops of any kind.
+
+    All weighting rules can share it: what becomes of the matrix is decided outside. See
+    :class:`Recorded` for what is done, and what the losses may do. The first call takes seconds.
+
+    Args:
+        losses: turns a batch into the unweighted scalar loss of each term.
         params: the parameters θ; those frozen at the first call are left out.
         stack: ``(S,)`` for the losses of a stack of S networks.
 
@@ -62,45 +97,18 @@ class CompiledGradients:
         self.losses = losses
         self.params = trainable(params)
         self.stack = stack
-        self.used: list[list[bool]] = []
-        """Which of the parameters each term uses; known after the first call."""
-        self._compiled: dict[object, Callable[[Batch], tuple[dict[str, Tensor], Tensor]]] = {}
+        self._recorded = Recorded(self._losses_and_rows)
+
+    def _losses_and_rows(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        losses = self.losses(batch)
+        G, used = gradient_rows(losses, self.params, stack=self.stack)
+        check_used(losses, used)
+        return {term: loss.detach() for term, loss in losses.items()}, G
 
     def __call__(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Losses by term, detached, and their gradient matrix ``(K, P)``."""
-        shapes = tuple((name, x.shape, x.dtype, x.device) for name, x in batch.items())
-        if shapes not in self._compiled:
-            self._compiled[shapes] = self._compile(batch)
-        with torch.no_grad():
-            losses, G = self._compiled[shapes](batch)
+        losses: dict[str, Tensor]
+        losses, G = self._recorded(batch)
         for term, loss in losses.items():
             check_loss_value(term, loss)
         return losses, G
-
-    def _compile(self, batch: Batch) -> Callable[[Batch], tuple[dict[str, Tensor], Tensor]]:
-        losses = self.losses(batch)
-        check_losses(losses, self.stack)
-        _, self.used = gradient_rows(losses, self.params, stack=self.stack)
-        check_used(losses, self.used)
-
-        def function(batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-            losses = self.losses(batch)
-            G, _ = gradient_rows(losses, self.params, stack=self.stack)
-            return {term: loss.detach() for term, loss in losses.items()}, G
-
-        recorded = make_fx(function)(batch)
-        recorded.graph.eliminate_dead_code()
-        recorded.recompile()
-        compiled = torch.compile(recorded, fullgraph=True, dynamic=False)
-        try:
-            with torch.no_grad():
-                compiled(batch)
-        except Exception as error:
-            reason = " ".join(str(error).strip().splitlines()[:2])
-            warnings.warn(
-                f"the compiler failed ({reason}): training goes on without it, more slowly; "
-                "a C++ compiler such as g++ is needed",
-                stacklevel=3,
-            )
-            return recorded
-        return compiled

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pinnlib.balancing import GradientBalancer
-from pinnlib.compiled import Batch, CompiledGradients
+from pinnlib.compiled import Batch, CompiledGradients, Recorded
 from pinnlib.derivatives import Model
 from pinnlib.gradients import (
     check_finite,
+    check_loss_value,
     check_losses,
     check_used,
     gradient_rows,
@@ -91,12 +93,30 @@ def compiled_backward(
     ... )
     >>> losses, weights = backward(problem.sample(128, generator))  # doctest: +SKIP
     """
-    gradients = CompiledGradients(_in_order(losses, balancer.terms), params)
+    ordered, params = _in_order(losses, balancer.terms), trainable(params)
+    used: list[list[bool]] = []
+
+    def step(batch: Batch, weights: Tensor, first_ratio: Tensor, due: Tensor) -> tuple[Any, ...]:
+        values = ordered(batch)
+        G, used[:] = gradient_rows(values, params)
+        check_used(values, used)
+        followed = balancer.follow(G, weights, first_ratio)
+        weights = torch.where(due, followed[0], weights)
+        first_ratio = torch.where(due, followed[1], first_ratio)
+        details = {term: value.detach() for term, value in values.items()}
+        return details, G, weights, first_ratio, weights.to(G) @ G
+
+    recorded = Recorded(step)
 
     def backward(batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
-        values, G = gradients(batch)
-        weights = balancer.update(G)
-        _accumulate(gradients.params, weights.to(G) @ G, gradients.used)
+        state = balancer.weights, balancer.first_ratio, torch.tensor(balancer.due)
+        values, G, weights, first_ratio, direction = recorded(batch, *state)
+        for term, value in values.items():
+            check_loss_value(term, value)
+        check_finite(values, G, balancer.step)
+        balancer.weights, balancer.first_ratio = weights, first_ratio
+        balancer.step += 1
+        _accumulate(params, direction, used)
         return values, dict(zip(values, weights.tolist(), strict=True))
 
     return backward

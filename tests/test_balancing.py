@@ -439,7 +439,7 @@ def test_state_resumes_bit_exactly(tmp_path, stack, through_file):
 
 
 def test_state_is_a_copy_in_both_directions():
-    balancer, other = balancer_of(alpha=1.0), balancer_of(alpha=1.0)
+    balancer, other = (balancer_of(alpha=1.0, bounds=(0.1, 10.0)) for _ in range(2))
     balancer.update(rows(1.0, 2.0))
     state = balancer.state_dict()
     other.load_state_dict(state)

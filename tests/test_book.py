@@ -242,7 +242,16 @@ def test_public_name_is_documented(name: str) -> None:
     assert inspect.getdoc(value), f"{name} has no docstring, so the API page leaves it out"
 
 
-FLOORS = ["networks", "derivatives", "problems", "gradients", "compiled", "balancing", "training", "plotting"]
+FLOORS = [
+    "networks",
+    "derivatives",
+    "problems",
+    "gradients",
+    "compiled",
+    "balancing",
+    "training",
+    "plotting",
+]
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,6 @@ def test_without_a_compiler_it_says_so_and_gives_the_same_numbers(monkeypatch):
     import torch._inductor.config as inductor
 
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
-    monkeypatch.setattr(inductor, "force_disable_caches", True)
     model = network()
     gradients = CompiledGradients(oscillator(model), model.parameters())
     with pytest.warns(UserWarning, match=r"compiler failed .* C\+\+ compiler such as g\+\+"):

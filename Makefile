@@ -1,6 +1,7 @@
 # The book's commands. Each does its own set-up; Python 3.11 or newer and make are all it needs.
 PYTHON ?= python3
 SEEDS ?= 10 11 12
+THREADS ?= 1
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,8 +34,8 @@ test: $(INSTALLED) lint ## check everything: style, types, website, package, tex
 refresh: $(INSTALLED) ## execute the chapters in place, renewing the committed outputs
 	@$(BIN)/python tools/chapters.py refresh
 
-seeds: $(INSTALLED) ## execute the chapters with held-out seeds (SEEDS="10 11 12"), keeping nothing
-	@$(BIN)/python tools/chapters.py check --seeds $(SEEDS)
+seeds: $(INSTALLED) ## execute the chapters with held-out seeds (SEEDS="10 11 12" THREADS=1), keeping nothing
+	@$(BIN)/python tools/chapters.py check --seeds $(SEEDS) --threads $(THREADS)
 
 lint: $(INSTALLED) ## check style and types only
 	@echo "Checking style …"

@@ -3,7 +3,7 @@
 python tools/chapters.py site [--committed]   lay out _build/src, executing what changed; or
                                               _build/committed, from the committed outputs
 python tools/chapters.py refresh [NAME …]     renew the committed outputs of chapters/NAME*.ipynb
-python tools/chapters.py check --seeds S …    execute with other seeds; keep nothing
+python tools/chapters.py check --seeds S … --threads T   execute with other seeds, keep nothing
 """
 
 import argparse
@@ -30,6 +30,7 @@ SITE_SOURCES = ["_config.yml", "_toc.yml", "index.md", "reference", "_static", "
 COVER_FIGURE = "fig:before-after"
 COVER_FILE = Path("_static") / "before-after.png"
 SEEDS_LINE = re.compile(r"^SEEDS = \[.*\]$", flags=re.MULTILINE)
+THREADS_CALL = "torch.set_num_threads(1)"
 
 
 def execute(notebook: NotebookNode) -> tuple[NotebookNode, float]:
@@ -60,7 +61,9 @@ def execute_all(notebooks: dict[Path, NotebookNode]) -> Iterator[tuple[Path, Not
     # Processes and not threads: an interrupt then reaches each client, which stops its kernel.
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         try:
-            running = {pool.submit(execute, notebook): path for path, notebook in notebooks.items()}
+            # The later chapters take longer: they go first, so that no core is left over at the end.
+            waiting = sorted(notebooks.items(), reverse=True)
+            running = {pool.submit(execute, notebook): path for path, notebook in waiting}
             for done in as_completed(running):
                 name = running[done].name
                 try:
@@ -158,7 +161,7 @@ def refresh(names: Sequence[str]) -> None:
             (ROOT / COVER_FILE).write_bytes(png)
 
 
-def check(seeds: Sequence[int]) -> None:
+def check(seeds: Sequence[int], threads: int) -> None:
     """Execute the chapters with other seeds: an assert that fails is a claim that was luck."""
     chapters = read(CHAPTERS)
     for path, notebook in chapters.items():
@@ -166,6 +169,7 @@ def check(seeds: Sequence[int]) -> None:
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.source, found = SEEDS_LINE.subn(f"SEEDS = {list(seeds)}", cell.source)
+                cell.source = cell.source.replace(THREADS_CALL, f"torch.set_num_threads({threads})")
                 replaced += found
         if replaced != 1:
             sys.exit(f"{path.name} has {replaced} lines SEEDS = […]: it needs exactly one")
@@ -180,12 +184,14 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("site").add_argument("--committed", action="store_true")
     commands.add_parser("refresh").add_argument("names", nargs="*")
-    commands.add_parser("check").add_argument("--seeds", type=int, nargs="+", required=True)
+    checking = commands.add_parser("check")
+    checking.add_argument("--seeds", type=int, nargs="+", required=True)
+    checking.add_argument("--threads", type=int, required=True)
     arguments = parser.parse_args()
     if arguments.command == "refresh":
         refresh(arguments.names)
     elif arguments.command == "check":
-        check(arguments.seeds)
+        check(arguments.seeds, arguments.threads)
     elif arguments.committed:
         lay_out(read(CHAPTERS), ROOT / "_build" / "committed")
     else:

@@ -61,7 +61,7 @@ def execute_all(notebooks: dict[Path, NotebookNode]) -> Iterator[tuple[Path, Not
     # Processes and not threads: an interrupt then reaches each client, which stops its kernel.
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         try:
-            # The later chapters take longer: they go first, so that no core is left over at the end.
+            # The later chapters take longer: they go first, so that no core idles at the end.
             waiting = sorted(notebooks.items(), reverse=True)
             running = {pool.submit(execute, notebook): path for path, notebook in waiting}
             for done in as_completed(running):

@@ -27,7 +27,7 @@ book: $(INSTALLED) ## execute what changed in the chapters, build the website
 test: $(INSTALLED) lint ## check everything: style, types, website, package, text, every chapter
 	@echo "Building the website from the committed outputs …"
 	@$(BIN)/python tools/chapters.py site --committed
-	@$(JUPYTER_BOOK) _build/committed --path-output _build/committed
+	@$(JUPYTER_BOOK) _build/committed/src --path-output _build/committed
 	@echo "Testing the package, the text, and every chapter (executed anew, several minutes) …"
 	@$(BIN)/pytest -n logical --dist loadfile --nbval --nbval-current-env chapters tests pinnlib
 

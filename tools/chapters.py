@@ -1,7 +1,7 @@
 """Execute the chapters, two or more side by side, and lay out the sources of the site.
 
 python tools/chapters.py site [--committed]   lay out _build/src, executing what changed; or
-                                              _build/committed, from the committed outputs
+                                              _build/committed/src, from the committed outputs
 python tools/chapters.py refresh [NAME …]     renew the committed outputs of chapters/NAME*.ipynb
 python tools/chapters.py check --seeds S … --threads T   execute with other seeds, keep nothing
 """
@@ -26,7 +26,15 @@ from nbformat import NotebookNode
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
 CACHE = ROOT / "_build" / "cache"
-SITE_SOURCES = ["_config.yml", "_toc.yml", "index.md", "reference", "_static", "extra"]
+SITE_SOURCES = [
+    "_config.yml",
+    "_toc.yml",
+    "index.md",
+    "reference",
+    "_static",
+    "_templates",
+    "extra",
+]
 COVER_FIGURE = "fig:before-after"
 COVER_FILE = Path("_static") / "before-after.png"
 SEEDS_LINE = re.compile(r"^SEEDS = \[.*\]$", flags=re.MULTILINE)
@@ -193,7 +201,7 @@ def main() -> None:
     elif arguments.command == "check":
         check(arguments.seeds, arguments.threads)
     elif arguments.committed:
-        lay_out(read(CHAPTERS), ROOT / "_build" / "committed")
+        lay_out(read(CHAPTERS), ROOT / "_build" / "committed" / "src")
     else:
         lay_out(executed_chapters(), ROOT / "_build" / "src")
 

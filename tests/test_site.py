@@ -1,0 +1,292 @@
+"""The website in a browser: nothing from outside, readable for all, no link astray.
+
+It is the site that ``make test`` builds from the committed outputs.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.parse import unquote, urldefrag, urljoin
+
+import pytest
+import yaml
+from axe_playwright_python.sync_playwright import Axe
+from bs4 import BeautifulSoup, Tag
+from playwright.sync_api import Browser, Page, sync_playwright
+from test_book import MODULES, public_names
+
+from chapters import CHAPTERS, ROOT, cells
+
+SITE = ROOT / "_build" / "committed" / "_build" / "html"
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
+PAGES = [
+    f"{file}.html"
+    for file in [TOC["root"], *(c["file"] for part in TOC["parts"] for c in part["chapters"])]
+]
+CHAPTER_PAGES = [page for page in PAGES if page.startswith("chapters/")]
+EXTERNAL_LINKS = ROOT / "tests" / "external_links.txt"
+REPOSITORY = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+pytestmark = pytest.mark.skipif(not SITE.exists(), reason="no site: `make test` builds it first")
+every_page = pytest.mark.parametrize("page_name", [*PAGES, "search.html"])
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        installed = [path for name in BROWSERS if (path := shutil.which(name))]
+        path = Path([*installed, playwright.chromium.executable_path][0])
+        if not path.exists():
+            pytest.skip("no Chromium: sudo apt install chromium, or playwright install chromium")
+        browser = playwright.chromium.launch(executable_path=path)
+        yield browser
+        browser.close()
+
+
+class Handler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(SITE))) as httpd:
+        Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}/"
+        httpd.shutdown()
+
+
+@contextmanager
+def visit(browser: Browser, base: str, name: str, **context: Any) -> Iterator[tuple[Page, list]]:
+    """Open a page and wait for its maths; with the page comes a list of all that goes wrong."""
+    trouble: list[str] = []
+    page = browser.new_page(**context)
+    page.on("console", lambda m: trouble.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("requestfailed", lambda request: trouble.append(f"failed: {request.url}"))
+    page.on("response", lambda r: trouble.append(f"{r.status}: {r.url}") if r.status >= 400 else "")
+    page.on(
+        "request",
+        lambda r: (
+            None if r.url.startswith((base, "data:")) else trouble.append(f"outside: {r.url}")
+        ),
+    )
+    page.goto(base + name, wait_until="load")
+    if context.get("java_script_enabled", True):
+        page.evaluate("window.MathJax ? MathJax.startup.promise : null")
+    try:
+        yield page, trouble
+    finally:
+        page.close()
+
+
+# Offline
+
+SCROLL = """async () => {
+    for (let y = 0; y < document.body.scrollHeight; y += 500) {
+        scrollTo(0, y);
+        await new Promise(requestAnimationFrame);
+    }
+}"""
+
+
+@every_page
+@pytest.mark.parametrize("scheme", ["http", "file"])
+def test_nothing_comes_from_outside(
+    browser: Browser, server: str, scheme: str, page_name: str
+) -> None:
+    base = server if scheme == "http" else SITE.as_uri() + "/"
+    with visit(browser, base, page_name) as (page, trouble):
+        page.evaluate(SCROLL)
+        for summary in page.locator("main summary").all():
+            summary.click()
+        for _ in range(3):
+            page.locator(".theme-switch-button:visible").first.click()
+        for button in page.locator(".dropdown-launch-buttons > button:visible").all():
+            button.click()
+        for button in page.locator("button.copybtn").all()[:1]:
+            button.dispatch_event("click")
+        page.wait_for_load_state("networkidle")
+        assert trouble == []
+        loaded = "images => images.every(image => image.complete && image.naturalWidth > 0)"
+        assert page.locator("main img:visible").evaluate_all(loaded)
+        formulas = page.locator("main .math").count()
+        assert page.locator("main mjx-container").count() == formulas
+        assert page.locator("mjx-merror, [data-mml-node=merror]").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["http", "file"])
+def test_search_finds_the_chapter(browser: Browser, server: str, scheme: str) -> None:
+    base = server if scheme == "http" else SITE.as_uri() + "/"
+    with visit(browser, base, "search.html?q=gradient+norms") as (page, trouble):
+        page.locator("#search-results li a", has_text="Gradient norms").first.wait_for()
+        if scheme == "http":  # from a file, a browser reads no other page for its excerpt
+            page.locator("#search-results .context").first.wait_for()
+            page.wait_for_load_state("networkidle")
+            assert trouble == []
+
+
+@every_page
+def test_text_shows_without_javascript(browser: Browser, server: str, page_name: str) -> None:
+    if page_name == "search.html":
+        pytest.skip("a search in the browser is a script")
+    with visit(browser, server, page_name, java_script_enabled=False) as (page, _):
+        hidden = page.locator("article :is(p, li, pre, h1, h2, h3, td, dt, dd, img)").evaluate_all(
+            """elements => elements
+                .filter(e => !e.closest("details:not([open]), thead"))
+                .filter(e => !e.checkVisibility({checkOpacity: true, checkVisibilityCSS: true}))
+                .map(e => e.outerHTML)"""
+        )
+        assert hidden == []
+        for summary in page.locator("article summary").all():
+            summary.click()
+        assert page.locator("article details:not([open])").count() == 0
+
+
+# Readable
+
+# What is wider than a box that neither scrolls nor lets it stick out. A formula's box also
+# holds a copy for screen readers, so that there only the visible one is measured.
+CUT_OFF = """() => [...document.querySelectorAll("main *")]
+    .filter(e => ["hidden", "clip"].includes(getComputedStyle(e).overflowX))
+    .filter(e => {
+        const formula = e.querySelector("mjx-container:not([display]) mjx-math");
+        const right = e.getBoundingClientRect().right + 1;
+        if (e.matches("span.math")) return formula.getBoundingClientRect().right > right;
+        return !e.closest(".math") && e.clientWidth > 1 && e.scrollWidth > e.clientWidth + 1;
+    })
+    .map(e => `${e.tagName} ${e.className}: ${e.textContent.trim().slice(0, 80)}`)"""
+
+
+@every_page
+@pytest.mark.parametrize("width", [1280, 375])
+@pytest.mark.parametrize("colors", ["light", "dark"])
+def test_everybody_can_read_it(
+    browser: Browser, server: str, colors: Any, width: int, page_name: str
+) -> None:
+    screen = {"width": width, "height": 800}
+    with visit(browser, server, page_name, color_scheme=colors, viewport=screen) as (page, _):
+        assert page.locator("html").get_attribute("data-theme") == colors
+        widths = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+        assert widths[0] <= widths[1], "the page scrolls sideways"
+        assert page.evaluate(CUT_OFF) == []
+        greyed = "images => images.filter(image => getComputedStyle(image).filter != 'none').length"
+        assert page.locator("article img").evaluate_all(greyed) == 0
+        # Without preload: it would look for the theme's style sheets in the wrong folder.
+        result = Axe().run(page, options={"resultTypes": ["violations"], "preload": False})
+        assert result.violations_count == 0, result.generate_report()
+
+
+# The pages as files
+
+
+def parse(page_name: str) -> BeautifulSoup:
+    return BeautifulSoup((SITE / page_name).read_text(), "html.parser")
+
+
+@pytest.mark.parametrize("page_name", CHAPTER_PAGES)
+def test_figures_have_alt_text_and_numbered_captions(page_name: str) -> None:
+    figures = parse(page_name).select("article figure")
+    captions = [figure.select_one("figcaption .caption-number").text for figure in figures]
+    assert len(captions) == len(set(captions)) > 0
+    assert all(re.fullmatch(r"Fig\. [\d.]+ ", caption) for caption in captions)
+    assert parse(page_name).select("article img") == [
+        image for figure in figures for image in figure.select("img") if len(image["alt"]) > 40
+    ]
+
+
+@pytest.mark.parametrize("page_name", CHAPTER_PAGES)
+def test_solutions_are_folded(page_name: str) -> None:
+    folds = parse(page_name).select("article details")
+    assert 2 <= len(folds) <= 4
+    for fold in folds:
+        assert "open" not in fold.attrs
+        assert fold.select_one("summary").text == "Solution"
+        assert fold.select_one("div.highlight-python pre")
+
+
+HERE = "http://here/"
+
+
+def links(page_name: str) -> Iterator[tuple[Tag, str]]:
+    """Each link of a page, with its address as seen from the root of the site."""
+    for a in parse(page_name).select("[href], [src]"):
+        yield a, urljoin(HERE + page_name, a.get("href") or a["src"])
+
+
+@every_page
+def test_internal_links_lead_somewhere(page_name: str) -> None:
+    assert parse(page_name).select(".xref.myst:not(a *)") == [], "a link that was not resolved"
+    for a, url in links(page_name):
+        if url.startswith(HERE):
+            path, anchor = urldefrag(url.removeprefix(HERE))
+            target = unquote(path.partition("?")[0])
+            assert (SITE / target).is_file(), a
+            if anchor and target.endswith(".html"):
+                assert parse(target).find(id=unquote(anchor)), a
+
+
+def test_external_links_are_listed() -> None:
+    slug = REPOSITORY.removeprefix("https://github.com/")
+    found = {
+        urldefrag(url)[0]
+        for page_name in PAGES
+        for _, url in links(page_name)
+        if not url.startswith((HERE, "data:")) and slug not in url
+    }
+    listed = EXTERNAL_LINKS.read_text().splitlines()
+    assert listed == sorted(found)
+
+
+@every_page
+def test_page_is_light(page_name: str) -> None:
+    own = {SITE / url.removeprefix(HERE) for a, url in links(page_name) if a.name == "img"}
+    assert sum(path.stat().st_size for path in {SITE / page_name, *own}) < 2e6
+
+
+def test_second_build_writes_nothing() -> None:
+    source = SITE.parent.parent / "src"
+    command = [Path(sys.executable).with_name("jupyter-book"), "build", source]
+    build = subprocess.run(
+        [*command, "--path-output", SITE.parent.parent, "-W", "-n"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "0 added, 0 changed, 0 removed" in build.stdout
+
+
+# The API page
+
+
+@pytest.mark.parametrize("name", public_names())
+def test_api_entry(name: str) -> None:
+    """An entry with an example that the tests run, and a way to the chapter that builds it."""
+    page = parse("reference/api.html")
+    entries = page.select(f"dt[id^='pinnlib.'][id$='.{name}']")
+    assert entries
+    example = re.compile(">>> ")
+    assert any(entry.find_next_sibling("dd").find(string=example) for entry in entries)
+    links = [row for row in page.select("article tr") if row.find("a", href=f"#{entries[0]['id']}")]
+    assert any(row.select("a[href^='../chapters/']") for row in links)
+
+
+@pytest.mark.parametrize("name", sorted(CHAPTERS))
+def test_code_of_a_chapter_links_to_the_api(name: str) -> None:
+    linked = {url for _, url in links(f"chapters/{name}.html") if "reference/api.html#" in url}
+    code = "\n".join(cell.source for cell in cells(CHAPTERS[name], "code"))
+    for module, names in re.findall(
+        r"^from (pinnlib[\w.]*) import (.+)$", code, flags=re.MULTILINE
+    ):
+        for imported in names.split(", "):
+            assert any(url.endswith(f".{imported}") for url in linked), f"{module}.{imported}"
+    assert MODULES

@@ -15,7 +15,12 @@ Model = Callable[[Tensor], Tensor]
 
 
 class Derivatives(Protocol):
-    """The signature that :func:`nested` and :func:`taylor` share."""
+    """The signature that :func:`nested` and :func:`taylor` share.
+
+    >>> from pinnlib.problems import KleinGordon
+    >>> KleinGordon(derivatives=taylor).derivatives.__name__
+    'taylor'
+    """
 
     def __call__(
         self, model: Model, x: Tensor, order: int = 2

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+# The rest is for the modules above this one.
+__all__ = ["cosine", "gradient_matrix", "l2_norm", "layer_view", "max_abs", "mean_abs"]
+
 
 def gradient_matrix(losses: Mapping[str, Tensor], params: Iterable[Tensor]) -> Tensor:
     r"""Gradients of all loss terms, one row a term: the matrix that all balancing starts from.

@@ -6,6 +6,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+__all__ = ["MLP", "StackedMLP"]
+
 
 class MLP(nn.Module):
     r"""Multilayer perceptron with tanh activations and inputs scaled to the domain.

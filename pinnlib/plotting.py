@@ -36,6 +36,11 @@ def plot_solution(problem: Problem, model: Model, n: int = 100) -> Figure:
         problem: gives the domain and the exact solution.
         model: maps points ``(N, 2)`` to values ``(N, 1)``.
         n: grid points along each input.
+
+    >>> from pinnlib.problems import KleinGordon
+    >>> figure = plot_solution(KleinGordon(), lambda x: 0 * x[:, :1], n=20)
+    >>> [ax.get_title() for ax in figure.axes[:3]]
+    ['exact solution $u$', 'prediction $u_θ$', 'absolute error $|u_θ - u|$']
     """
     x = problem.grid(n)
     with torch.no_grad():
@@ -70,6 +75,12 @@ def plot_runs(
             the greatest.
         label: the method's name in the legend.
         color: its colour, such as one of ``COLORS``; the next of the cycle by default.
+
+    >>> _, ax = plt.subplots()
+    >>> runs = [[6.0, 0.5], [7.0, 0.2], [5.0, 0.4]]
+    >>> plot_runs(ax, [0, 100], runs, label="balanced", color=COLORS["balanced"])
+    >>> ax.lines[0].get_ydata().tolist()
+    [6.0, 0.4]
     """
     values = np.asarray(runs)
     (line,) = ax.plot(np.asarray(steps), np.median(values, axis=0), label=label, color=color)
@@ -92,6 +103,12 @@ def plot_gradient_histograms(
             as :func:`pinnlib.gradients.layer_view` gives them. Entries that are exactly zero have
             no logarithm and are left out.
         terms: names of the K rows.
+
+    >>> first_layer, last_layer = torch.randn(2, 2, 50, generator=torch.Generator().manual_seed(0))
+    >>> snapshots = {0: {"first": first_layer, "last": last_layer}}
+    >>> figure = plot_gradient_histograms(snapshots, ["data", "pde"])
+    >>> [ax.get_title() for ax in figure.axes]
+    ['first', 'last']
     """
     layers = list(next(iter(snapshots.values())))
     figure, axes = plt.subplots(

@@ -51,6 +51,13 @@ def balanced_backward(
     Raises:
         ValueError: if the names differ from the balancer's, or for the reasons given for
             :func:`pinnlib.gradients.gradient_matrix`. Nothing has changed then.
+
+    >>> theta = torch.tensor([1.0, 3.0], requires_grad=True)
+    >>> losses = {"data": theta.sum(), "pde": (theta**2).sum()}
+    >>> balanced_backward(losses, [theta], GradientBalancer.simplified(alpha=0.5))
+    {'data': 1.0, 'pde': 0.625}
+    >>> theta.grad
+    tensor([2.2500, 4.7500])
     """
     _check_terms(losses, balancer.terms)
     losses = {term: losses[term] for term in balancer.terms}
@@ -270,6 +277,13 @@ class History:
     """What :func:`train` recorded at T steps, or :func:`train_many` for each of S seeds.
 
     Step s stands for the network after s updates; losses and weights are those of the s-th update.
+
+    >>> from pinnlib.problems import Helmholtz
+    >>> balancer = GradientBalancer.simplified()
+    >>> _, history = train_many(Helmholtz(), balancer, seeds=[0, 1], steps=3, record_every=1)
+    >>> total = sum(history.weights[term] * history.losses[term] for term in history.losses)
+    >>> history.steps.tolist(), total.shape
+    ([1, 2, 3], (2, 3))
     """
 
     steps: NDArray[np.int64]
@@ -320,6 +334,14 @@ def train(
     Raises:
         ValueError: if ``steps`` or ``record_every`` is not positive, if ``weights`` does not name
             exactly the problem's terms, or for the reasons given for :func:`balanced_backward`.
+
+    >>> from pinnlib.problems import Helmholtz
+    >>> problem, generator = Helmholtz(), torch.Generator().manual_seed(0)
+    >>> model = MLP(problem.domain, generator=generator)
+    >>> weights = {"data": 100.0, "pde": 1.0}
+    >>> history = train(problem, model, weights, steps=30, generator=generator, record_every=10)
+    >>> history.steps.tolist(), history.errors.shape
+    ([10, 20, 30], (3,))
     """
 
     def sample() -> dict[str, Tensor]:
@@ -364,6 +386,14 @@ def train_many(
 
     Raises:
         ValueError: if ``seeds`` is empty, or as :func:`train`.
+
+    >>> from pinnlib.problems import Helmholtz
+    >>> boundary_weight = torch.tensor([1.0, 10.0, 100.0])
+    >>> models, history = train_many(
+    ...     Helmholtz(), {"data": boundary_weight, "pde": 1.0}, seeds=[0, 0, 0], steps=2
+    ... )
+    >>> history.weights["data"][:, -1].tolist()
+    [1.0, 10.0, 100.0]
     """
     if not seeds:
         raise ValueError("seeds is empty: pass one seed or more")

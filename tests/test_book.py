@@ -227,6 +227,7 @@ def public_names() -> list[str]:
         if (inspect.isfunction(value) or inspect.isclass(value))
         and value.__module__ == module.__name__
         and not name.startswith("_")
+        and name in getattr(module, "__all__", [name])
     ]
 
 

@@ -34,6 +34,7 @@ SITE_SOURCES = [
     "_static",
     "_templates",
     "extra",
+    "pinnlib",  # the API page shows it
 ]
 COVER_FIGURE = "fig:before-after"
 COVER_FILE = Path("_static") / "before-after.png"
@@ -137,27 +138,31 @@ def cover_figure(chapters: dict[Path, NotebookNode]) -> bytes | None:
     return None
 
 
-def lay_out(chapters: dict[Path, NotebookNode], target: Path) -> None:
-    """Write the sources of the site: a file that did not change is left alone, to be skipped."""
+def lay_out(chapters: dict[Path, NotebookNode], target: Path, built: Path) -> None:
+    """Write the sources of the site; where one has changed, remove what was built from them.
+
+    The links in a page's code are lost when Sphinx renews the page beside others it does not read.
+    """
     files = {path.relative_to(ROOT): path.read_bytes() for path in site_files()}
     for path, notebook in chapters.items():
         files[path.relative_to(ROOT)] = nbformat.writes(notebook).encode()
     if (png := cover_figure(chapters)) is not None:
         files[COVER_FILE] = png
-    for name, content in files.items():
-        path = target / name
-        if not path.exists() or path.read_bytes() != content:
+    present = {p.relative_to(target): p.read_bytes() for p in target.rglob("*") if p.is_file()}
+    if files != present:
+        for folder in (target, built / ".doctrees", built / "html"):
+            shutil.rmtree(folder, ignore_errors=True)
+        for name, content in files.items():
+            path = target / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-    for path in target.rglob("*"):
-        if path.is_file() and path.relative_to(target) not in files:
-            path.unlink()
 
 
 def site_files() -> Iterator[Path]:
     for source in SITE_SOURCES:
         path = ROOT / source
-        yield from (p for p in sorted([path, *path.rglob("*")]) if p.is_file())
+        files = (p for p in sorted([path, *path.rglob("*")]) if p.is_file())
+        yield from (p for p in files if "__pycache__" not in p.parts)
 
 
 def refresh(names: Sequence[str]) -> None:
@@ -201,9 +206,10 @@ def main() -> None:
     elif arguments.command == "check":
         check(arguments.seeds, arguments.threads)
     elif arguments.committed:
-        lay_out(read(CHAPTERS), ROOT / "_build" / "committed" / "src")
+        build = ROOT / "_build" / "committed"
+        lay_out(read(CHAPTERS), build / "src", build / "_build")
     else:
-        lay_out(executed_chapters(), ROOT / "_build" / "src")
+        lay_out(executed_chapters(), ROOT / "_build" / "src", ROOT / "_build")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,27 @@ class Problem(ABC):
 
     Raises:
         ValueError: if a term has no residual, or a residual stands in two terms.
+
+    A problem of your own needs what follows here, such as u' = -u with u(0) = 1:
+
+    >>> class Decay(Problem):
+    ...     variables = ("t",)
+    ...     domain = ((0.0, 1.0),)
+    ...     terms = {"data": ["initial"], "pde": ["pde"]}
+    ...
+    ...     def sample(self, n, generator):
+    ...         return {"initial": torch.zeros(1, 1), "pde": self._interior(n, generator)}
+    ...
+    ...     def residuals(self, model, batch):
+    ...         u, (u_t,), _ = self.derivatives(model, batch["pde"], order=1)
+    ...         return {"initial": model(batch["initial"]) - 1, "pde": u_t + u}
+    ...
+    ...     def exact(self, x):
+    ...         return torch.exp(-x)
+    >>> problem = Decay()
+    >>> batch = problem.sample(128, torch.Generator().manual_seed(0))
+    >>> {term: loss.item() for term, loss in problem.losses(problem.exact, batch).items()}
+    {'data': 0.0, 'pde': 0.0}
     """
 
     variables: tuple[str, ...]

@@ -21,6 +21,7 @@ import yaml
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup, Tag
 from playwright.sync_api import Browser, Page, sync_playwright
+from repo_url import current, names
 from test_book import MODULES, public_names
 
 from chapters import CHAPTERS, ROOT, cells
@@ -33,7 +34,6 @@ PAGES = [
 ]
 CHAPTER_PAGES = [page for page in PAGES if page.startswith("chapters/")]
 EXTERNAL_LINKS = ROOT / "tests" / "external_links.txt"
-REPOSITORY = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 pytestmark = pytest.mark.skipif(not SITE.exists(), reason="no site: `make test` builds it first")
@@ -186,6 +186,15 @@ def test_everybody_can_read_it(
         assert result.violations_count == 0, result.generate_report()
 
 
+def test_landing_page_says_it_all_on_one_screen(browser: Browser, server: str) -> None:
+    screen = {"width": 1280, "height": 800}
+    with visit(browser, server, "index.html", viewport=screen) as (page, _):
+        for part in ("h1", "figure img", "table"):
+            box = page.locator(f"article {part}").first.bounding_box()
+            assert box["y"] >= 0
+            assert box["y"] + box["height"] <= 800
+
+
 # The pages as files
 
 
@@ -237,12 +246,11 @@ def test_internal_links_lead_somewhere(page_name: str) -> None:
 
 
 def test_external_links_are_listed() -> None:
-    slug = REPOSITORY.removeprefix("https://github.com/")
     found = {
         urldefrag(url)[0]
         for page_name in PAGES
         for _, url in links(page_name)
-        if not url.startswith((HERE, "data:")) and slug not in url
+        if not url.startswith((HERE, "data:")) and not any(own in url for own in names(current()))
     }
     listed = EXTERNAL_LINKS.read_text().splitlines()
     assert listed == sorted(found)
@@ -285,9 +293,9 @@ def test_api_entry(name: str) -> None:
 def test_code_of_a_chapter_links_to_the_api(name: str) -> None:
     linked = {url for _, url in links(f"chapters/{name}.html") if "reference/api.html#" in url}
     code = "\n".join(cell.source for cell in cells(CHAPTERS[name], "code"))
-    for module, names in re.findall(
+    for module, imports in re.findall(
         r"^from (pinnlib[\w.]*) import (.+)$", code, flags=re.MULTILINE
     ):
-        for imported in names.split(", "):
+        for imported in imports.split(", "):
             assert any(url.endswith(f".{imported}") for url in linked), f"{module}.{imported}"
     assert MODULES

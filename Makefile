@@ -4,6 +4,7 @@ SEEDS ?= 10 11 12
 THREADS ?= 1
 
 VENV := .venv
+PEERS := .venv-peers
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JUPYTER_BOOK := $(BIN)/jupyter-book build -q -W -n --keep-going
@@ -11,7 +12,7 @@ JUPYTER_BOOK := $(BIN)/jupyter-book build -q -W -n --keep-going
 # Chapters and tests run side by side, one a core: more threads in each would only get in the way.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help book test refresh seeds lint repo-url clean
+.PHONY: help book test test-peers refresh seeds lint repo-url clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -31,6 +32,9 @@ test: $(INSTALLED) lint ## check everything: style, types, website, package, tex
 	@echo "Testing the package, the text, and every chapter (executed anew, several minutes) …"
 	@$(BIN)/pytest -n logical --dist loadfile --nbval --nbval-current-env chapters tests pinnlib
 
+test-peers: $(PEERS)/.installed ## run "Use it on your own PINN" with Lightning, DeepXDE and PINA
+	@$(PEERS)/bin/pytest -m peers --show-capture=no --disable-warnings tests/test_own_pinn.py
+
 refresh: $(INSTALLED) ## execute the chapters in place, renewing the committed outputs
 	@$(BIN)/python tools/chapters.py refresh
 
@@ -48,7 +52,7 @@ repo-url: $(INSTALLED) ## write the repository's address everywhere: URL=https:/
 	@$(BIN)/python tools/repo_url.py $(URL)
 
 clean: ## remove everything that was built, the environment included
-	rm -rf $(VENV) _build .mypy_cache .pytest_cache .ruff_cache .hypothesis pinnlib.egg-info
+	rm -rf $(VENV) $(PEERS) _build .mypy_cache .pytest_cache .ruff_cache .hypothesis pinnlib.egg-info
 
 $(INSTALLED): constraints.txt pyproject.toml
 	@command -v $(PYTHON) > /dev/null && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -58,4 +62,11 @@ $(INSTALLED): constraints.txt pyproject.toml
 	@echo "Installing into $(VENV), some minutes the first time …"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[book,test]'
+	@touch $@
+
+$(PEERS)/.installed: $(INSTALLED) tests/peers.txt
+	@echo "Installing into $(PEERS), some minutes the first time …"
+	@$(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--requirement tests/peers.txt --editable . pytest hypothesis
 	@touch $@

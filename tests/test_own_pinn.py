@@ -1,0 +1,121 @@
+"""The blocks of the page "Use it on your own PINN", run as they stand there.
+
+Those that need another library are marked `peers` and run with `make test-peers`.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+import pinnlib
+
+PAGE = (Path(__file__).resolve().parent.parent / "reference" / "own_pinn.md").read_text()
+BLOCKS = dict(re.findall(r"^## ([^\n]*)\n(?:(?!\n## ).)*?```python\n(.*?)```", PAGE, re.S | re.M))
+
+Run = Callable[[str], dict[str, Any]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a block; compare the gradient of each step with the balanced one, computed apart."""
+    balanced_backward = pinnlib.balanced_backward
+    gradients: list[torch.Tensor] = []
+    weights: list[float] = []
+    steps = 0
+
+    def watched(losses: Any, params: Any, balancer: Any) -> Any:
+        params = list(params)
+        rows = {
+            term: torch.autograd.grad(loss, params, retain_graph=True, materialize_grads=True)
+            for term, loss in losses.items()
+        }
+        result = balanced_backward(losses, params, balancer)
+        gradients[:] = [
+            sum(result[term] * row[i] for term, row in rows.items()) for i in range(len(params))
+        ]
+        weights.append(result["pde"])
+        assert result["data"] == 1
+        return result
+
+    def compare(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        nonlocal steps
+        steps += 1
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.testing.assert_close([p.grad for p in params], gradients, rtol=1e-4, atol=1e-7)
+
+    def run(code: str) -> dict[str, Any]:
+        torch.manual_seed(0)
+        names: dict[str, Any] = {"__name__": "block"}
+        hook = register_optimizer_step_post_hook(compare)
+        try:
+            exec(compile(code, "block", "exec"), names)
+        finally:
+            hook.remove()
+        assert len(weights) == steps == 1000
+        assert len(set(weights)) > 20, "the weights do not move"
+        return names
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pinnlib, "balanced_backward", watched)
+    return run
+
+
+def test_page_has_four_blocks() -> None:
+    assert list(BLOCKS) == ["A bare loop", "PyTorch Lightning", "DeepXDE", "PINA"]
+
+
+def assert_solved(u: torch.Tensor) -> None:
+    assert u.item() == pytest.approx(math.exp(-1), abs=0.02)
+
+
+def test_bare_loop(run: Run) -> None:
+    names = run(BLOCKS["A bare loop"])
+    assert_solved(names["model"](torch.ones(1, 1)))
+
+
+def test_weight_sinks_without_bounds(run: Run) -> None:
+    bounded = run(BLOCKS["A bare loop"])["weights"]["pde"]
+    names: dict[str, Any] = {}
+    torch.manual_seed(0)
+    exec(BLOCKS["A bare loop"].replace(", bounds=(0.1, 10)", ""), names)
+    assert names["weights"]["pde"] < bounded / 10
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore")
+def test_lightning(run: Run, tmp_path: Path) -> None:
+    names = run(BLOCKS["PyTorch Lightning"])
+    pinn = names["pinn"]
+    assert_solved(pinn.model(torch.ones(1, 1)))
+    names["trainer"].save_checkpoint(tmp_path / "pinn.ckpt")
+    again = names["BalancedPINN"].load_from_checkpoint(tmp_path / "pinn.ckpt")
+    assert again.balancer.step == pinn.balancer.step == 1000
+    assert torch.equal(again.balancer.weights, pinn.balancer.weights)
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore")
+def test_deepxde(run: Run) -> None:
+    names = run(BLOCKS["DeepXDE"])
+    model = names["model"]
+    assert_solved(model.net(torch.ones(1, 1)))
+    weights = names["balancer"].weights.tolist()
+    model.compile("L-BFGS", loss_weights=weights)
+    model.train_step(*model.data.train_next_batch())
+    losses = model.outputs_losses_train(*model.data.train_next_batch())[1]
+    assert losses.sum() < 1e-3
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore")
+def test_pina(run: Run) -> None:
+    names = run(BLOCKS["PINA"])
+    assert_solved(names["model"](torch.ones(1, 1)))
+    losses = names["solver"].weighting.losses.values()
+    torch.testing.assert_close(names["solver"].trainer.callback_metrics["train_loss"], sum(losses))

@@ -162,7 +162,7 @@ def test_new_address_is_set_everywhere_and_back(tmp_path: Path) -> None:
         command = [sys.executable, tmp_path / "tools" / "repo_url.py", url]
         return subprocess.run(command, capture_output=True, text=True)
 
-    new = "/".join(["https:", "", "github.com", "Jane-Doe", "balance"])
+    new = "/".join(["https:", "", "github.com", "Somebody-Else", "another"])
     assert set_address(f"{new}.git/").returncode == 0
     old = repo_url.names(repo_url.current())
     changed = 0

@@ -1,0 +1,1 @@
+"""Speed of pinnlib beside other libraries. Optional, and never imported by the book."""

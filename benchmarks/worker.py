@@ -8,9 +8,11 @@ import multiprocessing
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
+from benchmarks.contestants import Entry
 from benchmarks.task import Task
 
 ENVIRONMENT = {
@@ -18,32 +20,23 @@ ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     "JAX_PLATFORMS": "cpu",
     "DDE_BACKEND": "pytorch",
-    "DDE_DISABLE_TELEMETRY": "1",
-    "KMP_WARNINGS": "0",
 }
 
 
 class Worker:
-    """A contestant in another process. ``ask("method", …)`` runs a method there."""
+    """A contestant in another process, with one core; ``ask`` runs one of its methods there."""
 
-    def __init__(self, path: str, task: Task | None, **options: Any) -> None:
+    def __init__(self, entry: Entry, task: Task) -> None:
         os.environ.update(ENVIRONMENT)
+        # A fresh interpreter, with no library loaded that the contestant does not load itself.
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        self.process = context.Process(
-            target=_serve, args=(other, path, task, options), daemon=True
-        )
+        self.process = context.Process(target=_serve, args=(other, entry, task), daemon=True)
         self.process.start()
         other.close()
 
     def ask(self, method: str, *args: Any) -> Any:
-        self.tell(method, *args)
-        return self.answer()
-
-    def tell(self, method: str, *args: Any) -> None:
         self.connection.send((method, args))
-
-    def answer(self) -> Any:
         result, error = self.connection.recv()
         if error:
             raise RuntimeError(error)
@@ -53,25 +46,31 @@ class Worker:
         self.connection.close()
         self.process.join()
 
-    def __enter__(self) -> Worker:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+@contextlib.contextmanager
+def workers(entries: dict[str, Entry], task: Task) -> Iterator[dict[str, Worker]]:
+    """One worker for each entry, ended together."""
+    started = {name: Worker(entry, task) for name, entry in entries.items()}
+    try:
+        yield started
+    finally:
+        for worker in started.values():
+            worker.close()
 
 
-def _serve(connection: Connection, path: str, task: Task | None, options: dict[str, Any]) -> None:
-    if hasattr(os, "sched_setaffinity"):  # one core, the same for all: they run in turn
+def _serve(connection: Connection, entry: Entry, task: Task) -> None:
+    if hasattr(os, "sched_setaffinity"):  # the same core for all: they run in turn
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (libraries talk a lot)
-    module, _, name = path.rpartition(".")
+    module, _, name = entry.path.rpartition(".")
     contestant = None
     with contextlib.suppress(EOFError):
         while True:
             method, args = connection.recv()
             try:
                 if contestant is None:
-                    contestant = getattr(importlib.import_module(module), name)(task, **options)
+                    make = getattr(importlib.import_module(module), name)
+                    contestant = make(task, **entry.options)
                 connection.send((getattr(contestant, method)(*args), None))
             except Exception:
                 connection.send((None, traceback.format_exc()))

@@ -1,6 +1,6 @@
-"""The contestants, one library a file; each offers the four methods of :class:`Contestant`."""
+"""The contestants, one library a file."""
 
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,3 +22,27 @@ class Contestant(Protocol):
 
     def predict(self, x: Array) -> NDArray[np.floating]:
         """Values ``(N, 1)`` of the network at points ``(N, 2)``."""
+
+
+class Entry(NamedTuple):
+    """Where a contestant is found, and whether it balances or keeps constant weights."""
+
+    path: str
+    options: dict[str, Any]
+    balanced: bool = False
+
+
+HERE = "benchmarks.contestants"
+ENTRIES = {
+    "PyTorch, nested": Entry(f"{HERE}.with_pinnlib.Plain", {}),
+    "balanced, naive": Entry(f"{HERE}.with_pinnlib.Naive", {}, balanced=True),
+    "balanced, pinnlib": Entry(f"{HERE}.with_pinnlib.Balanced", {}, balanced=True),
+    "DeepXDE": Entry(f"{HERE}.with_deepxde.DeepXDE", {}),
+    "PINA": Entry(f"{HERE}.with_pina.Pina", {}),
+    "JAX, hessian": Entry(f"{HERE}.with_jax.Jax", {"how": "hessian"}),
+    "JAX, grad of grad": Entry(f"{HERE}.with_jax.Jax", {"how": "grad_grad"}),
+    "JAX, jvp of jvp": Entry(f"{HERE}.with_jax.Jax", {"how": "jvp_jvp"}),
+    "JAX, jet": Entry(f"{HERE}.with_jax.Jax", {"how": "jet"}),
+}
+EXACT = Entry(f"{HERE}.with_pinnlib.Plain", {"dtype": "float64"})
+EXACT_BALANCED = Entry(f"{HERE}.with_pinnlib.Naive", {"dtype": "float64"}, balanced=True)

@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import multiprocessing
 import os
-import sys
 import traceback
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -61,7 +60,8 @@ def workers(entries: dict[str, Entry], task: Task) -> Iterator[dict[str, Worker]
 def _serve(connection: Connection, entry: Entry, task: Task) -> None:
     if hasattr(os, "sched_setaffinity"):  # the same core for all: they run in turn
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (libraries talk a lot)
+    silent = os.open(os.devnull, os.O_WRONLY)  # libraries talk a lot, some of them in C++
+    os.dup2(silent, 1), os.dup2(silent, 2)
     module, _, name = entry.path.rpartition(".")
     contestant = None
     with contextlib.suppress(EOFError):

@@ -33,10 +33,15 @@ class Entry(NamedTuple):
 
 
 HERE = "benchmarks.contestants"
+PINNLIB = f"{HERE}.with_pinnlib"
 ENTRIES = {
-    "PyTorch, nested": Entry(f"{HERE}.with_pinnlib.Plain", {}),
-    "balanced, naive": Entry(f"{HERE}.with_pinnlib.Naive", {}, balanced=True),
-    "balanced, pinnlib": Entry(f"{HERE}.with_pinnlib.Balanced", {}, balanced=True),
+    "plain, nested": Entry(f"{PINNLIB}.Plain", {}),
+    "plain, Taylor": Entry(f"{PINNLIB}.Plain", {"how": "taylor"}),
+    "plain, compiled": Entry(f"{PINNLIB}.Compiled", {}),
+    "balanced, naive": Entry(f"{PINNLIB}.Naive", {}, balanced=True),
+    "balanced, nested": Entry(f"{PINNLIB}.Balanced", {}, balanced=True),
+    "balanced, Taylor": Entry(f"{PINNLIB}.Balanced", {"how": "taylor"}, balanced=True),
+    "balanced, compiled": Entry(f"{PINNLIB}.CompiledBalanced", {}, balanced=True),
     "DeepXDE": Entry(f"{HERE}.with_deepxde.DeepXDE", {}),
     "PINA": Entry(f"{HERE}.with_pina.Pina", {}),
     "JAX, hessian": Entry(f"{HERE}.with_jax.Jax", {"how": "hessian"}),
@@ -44,5 +49,5 @@ ENTRIES = {
     "JAX, jvp of jvp": Entry(f"{HERE}.with_jax.Jax", {"how": "jvp_jvp"}),
     "JAX, jet": Entry(f"{HERE}.with_jax.Jax", {"how": "jet"}),
 }
-EXACT = Entry(f"{HERE}.with_pinnlib.Plain", {"dtype": "float64"})
-EXACT_BALANCED = Entry(f"{HERE}.with_pinnlib.Naive", {"dtype": "float64"}, balanced=True)
+EXACT = Entry(f"{PINNLIB}.Plain", {"dtype": "float64"})
+EXACT_BALANCED = Entry(f"{PINNLIB}.Naive", {"dtype": "float64"}, balanced=True)

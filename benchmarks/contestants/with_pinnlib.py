@@ -1,14 +1,18 @@
 """pinnlib, and the plain and the naive step written with it."""
 
+from itertools import accumulate
 from time import perf_counter
 
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 import pinnlib.problems
 from benchmarks.task import Array, Task
-from pinnlib import AdaptivePINN, derivatives
+from pinnlib import AdaptivePINN, GradientBalancer, derivatives
+from pinnlib.compiled import Batch, CompiledGradients
 from pinnlib.networks import MLP
+from pinnlib.training import compiled_backward
 
 torch.set_num_threads(1)
 
@@ -32,11 +36,11 @@ class Plain:
                 layer.bias.copy_(torch.tensor(bias))
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=task.learning_rate)
 
-    def losses(self) -> dict[str, torch.Tensor]:
-        return self.problem.losses(self.model, self.batch)
+    def losses(self, batch: Batch | None = None) -> dict[str, torch.Tensor]:
+        return self.problem.losses(self.model, batch or self.batch)
 
-    def total(self) -> torch.Tensor:
-        losses = self.losses()
+    def total(self, batch: Batch | None = None) -> torch.Tensor:
+        losses = self.losses(batch)
         return sum(self.task.weights[term] * loss for term, loss in losses.items())
 
     def step(self) -> None:
@@ -50,6 +54,14 @@ class Plain:
         for _ in range(n):
             self.step()
         return perf_counter() - start
+
+    def peak_bytes(self) -> int:
+        """The most memory that a step holds at once, beyond what is held before it."""
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            self.step()
+        events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+        events.sort(key=lambda event: event.start_ns())
+        return max(accumulate(event.nbytes() for event in events))  # releases are negative
 
     def loss_and_gradient(self) -> tuple[float, Array]:
         total = self.total()
@@ -95,3 +107,41 @@ class Balanced(Plain):
     def step(self) -> None:
         losses = self.losses()
         self.pinn.train_step_with_balance(self.optimizer, losses["data"], losses["pde"])
+
+
+class Compiled(Plain):
+    """Losses, derivatives and gradient as machine code; Adam in one piece, as in ``train``."""
+
+    def __init__(self, task: Task, how: str = "taylor") -> None:
+        super().__init__(task, how)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=task.learning_rate, fused=True
+        )
+        self.prepare()
+
+    def prepare(self) -> None:
+        params = list(self.model.parameters())
+        gradients = CompiledGradients(lambda batch: {"total": self.total(batch)}, params)
+        shapes = [p.shape for p in params]
+        sizes = [p.numel() for p in params]
+
+        def backward(batch: Batch) -> None:
+            _, G = gradients(batch)
+            for p, flat, shape in zip(params, G[0].split(sizes), shapes, strict=True):
+                p.grad = flat.reshape(shape)
+
+        self.backward = backward
+
+    def step(self) -> None:
+        self.optimizer.zero_grad()
+        self.backward(self.batch)
+        self.optimizer.step()
+
+
+class CompiledBalanced(Compiled):
+    """pinnlib's compiled balanced step."""
+
+    def prepare(self) -> None:
+        self.backward = compiled_backward(
+            self.losses, self.model.parameters(), GradientBalancer.simplified()
+        )

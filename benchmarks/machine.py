@@ -1,0 +1,24 @@
+"""The machine and the versions that a result was measured with, in words that name nobody."""
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+LIBRARIES = ["torch", "numpy", "deepxde", "pina-mathlab", "lightning", "jax", "optax"]
+
+
+def in_words() -> str:
+    """Such as ``"a virtual machine with 2 cores, AMD EPYC"``."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    fields = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
+    kind = "virtual machine" if "hypervisor" in fields.get("flags", "") else "machine"
+    cpu = fields.get("model name") or platform.processor() or platform.machine()
+    return f"a {kind} with {os.cpu_count()} cores, {cpu}"
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {
+        name: version(name).partition("+")[0] for name in LIBRARIES
+    }

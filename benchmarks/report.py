@@ -1,0 +1,9 @@
+import json
+
+
+def compact(results):
+    return json.dumps(results, indent=1) + "\n"
+
+
+def write(results, folder):
+    pass

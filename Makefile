@@ -12,7 +12,7 @@ JUPYTER_BOOK := $(BIN)/jupyter-book build -q -W -n --keep-going
 # Chapters and tests run side by side, one a core: more threads in each would only get in the way.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help book test test-peers refresh seeds lint repo-url clean
+.PHONY: help book test test-peers refresh seeds benchmarks lint repo-url clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -41,6 +41,9 @@ refresh: $(INSTALLED) ## execute the chapters in place, renewing the committed o
 seeds: $(INSTALLED) ## execute the chapters with held-out seeds (SEEDS="10 11 12" THREADS=1), keeping nothing
 	@$(BIN)/python tools/chapters.py check --seeds $(SEEDS) --threads $(THREADS)
 
+benchmarks: .venv-benchmarks/.installed ## measure pinnlib beside other libraries (half an hour; see benchmarks/README.md)
+	@.venv-benchmarks/bin/python -m benchmarks
+
 lint: $(INSTALLED) ## check style and types only
 	@echo "Checking style …"
 	@$(BIN)/ruff check --quiet
@@ -52,7 +55,7 @@ repo-url: $(INSTALLED) ## write the repository's address everywhere: URL=https:/
 	@$(BIN)/python tools/repo_url.py $(URL)
 
 clean: ## remove everything that was built, the environment included
-	rm -rf $(VENV) $(PEERS) _build .mypy_cache .pytest_cache .ruff_cache .hypothesis pinnlib.egg-info
+	rm -rf $(VENV) $(PEERS) .venv-benchmarks _build .mypy_cache .pytest_cache .ruff_cache .hypothesis pinnlib.egg-info
 
 $(INSTALLED): constraints.txt pyproject.toml
 	@command -v $(PYTHON) > /dev/null && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -69,4 +72,11 @@ $(PEERS)/.installed: $(INSTALLED) tests/peers.txt
 	@$(PYTHON) -m venv $(PEERS)
 	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		--requirement tests/peers.txt --editable . pytest hypothesis
+	@touch $@
+
+.venv-benchmarks/.installed: benchmarks/constraints.txt pyproject.toml
+	@echo "Installing the other libraries into .venv-benchmarks, some minutes the first time …"
+	@$(PYTHON) -m venv .venv-benchmarks
+	@.venv-benchmarks/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint benchmarks/constraints.txt --editable . deepxde jax optax pina-mathlab
 	@touch $@

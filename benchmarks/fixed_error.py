@@ -57,9 +57,7 @@ def measure(
     }
 
 
-def race(
-    worker: Worker, task: Task, budget: float, every: int
-) -> tuple[list[float | None], float]:
+def race(worker: Worker, task: Task, budget: float, every: int) -> tuple[list[float | None], float]:
     """Seconds at which each target was reached, and the last error."""
     worker.ask("steps", 1)  # compiles, where there is something to compile
     grid, exact = reference(task.problem)

@@ -132,7 +132,7 @@ def term_step(problem: Own, balanced: bool) -> Callable[[], None]:
 
 
 def table(label: str, times: Mapping[tuple[str, int], Array], x: list[int]) -> dict[str, Any]:
-    """Times by kind, ``[median, quartiles]`` for each x, and the slope of the three last medians."""
+    """Median and quartiles for each x, by kind, and the slope of the three last medians."""
     ms: dict[str, list[list[float]]] = {}
     for (kind, _), values in times.items():
         ms.setdefault(kind, []).append(spread(1e3 * values))

@@ -1,4 +1,4 @@
-"""What every contestant is given: the same points, the same first weights, as plain numpy arrays."""
+"""What every contestant is given: the same points and first weights, as numpy arrays."""
 
 from __future__ import annotations
 
@@ -46,9 +46,7 @@ def make_task(
     problem = getattr(pinnlib.problems, problem_name)()
     generator = torch.Generator().manual_seed(seed)
     model = MLP(problem.domain, width, depth, generator=generator)
-    points = {
-        name: problem.sample(n, generator)[name].numpy() for name, n in counts.items()
-    }
+    points = {name: problem.sample(n, generator)[name].numpy() for name, n in counts.items()}
     return Task(
         problem=problem_name,
         points=points,

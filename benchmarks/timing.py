@@ -32,6 +32,7 @@ def spread(values: NDArray[np.float64]) -> list[float]:
 
 def stepper(step: Callable[[], object]) -> Run:
     """A function that takes one step, as one that takes and times several."""
+
     def steps(n: int) -> float:
         start = perf_counter()
         for _ in range(n):

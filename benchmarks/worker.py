@@ -1,4 +1,4 @@
-"""Each contestant lives in a process of its own; the driver tells them in turn to take some steps."""
+"""Each contestant lives in a process of its own, and does what the driver asks, in turn."""
 
 from __future__ import annotations
 

@@ -130,12 +130,15 @@ class Pina:
         """What one training step without any movement leaves behind."""
         before = [p.detach().clone() for p in self.network.parameters()]
         spy = Spy()
-        optimizer, self.solver._pina_optimizers = self.solver._pina_optimizers, [
-            TorchOptimizer(torch.optim.SGD, lr=0.0)
-        ]
+        optimizer, self.solver._pina_optimizers = (
+            self.solver._pina_optimizers,
+            [TorchOptimizer(torch.optim.SGD, lr=0.0)],
+        )
         self.trainer(1, spy).train()
         self.solver._pina_optimizers = optimizer
-        assert all(torch.equal(p, b) for p, b in zip(self.network.parameters(), before))
+        assert all(
+            torch.equal(p, b) for p, b in zip(self.network.parameters(), before, strict=True)
+        )
         return spy.loss, spy.gradient
 
     def parameters(self) -> Array:
@@ -159,8 +162,8 @@ class Spy(Callback):
 
 def helmholtz():
     def source(x):
-        return (1 - 17 * torch.pi**2) * torch.sin(torch.pi * x["x"]) * torch.sin(
-            4 * torch.pi * x["y"]
+        return (
+            (1 - 17 * torch.pi**2) * torch.sin(torch.pi * x["x"]) * torch.sin(4 * torch.pi * x["y"])
         )
 
     return {

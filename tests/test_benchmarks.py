@@ -1,0 +1,57 @@
+"""The committed benchmark results: complete, and told alike by the file and the tables."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from benchmarks import report
+from benchmarks.contestants import ENTRIES
+
+FOLDER = Path(report.__file__).parent
+RESULTS = json.loads((FOLDER / "results.json").read_text())
+PARTS = RESULTS["parts"]
+
+
+def test_every_part_is_there_with_its_date() -> None:
+    assert set(PARTS) == set(report.SECTIONS)
+    assert all(part["date"].startswith("20") for part in PARTS.values())
+
+
+def test_tables_say_what_the_results_say() -> None:
+    assert (FOLDER / "results.md").read_text() == report.markdown(RESULTS)
+
+
+def test_results_are_stored_as_the_benchmarks_write_them() -> None:
+    assert (FOLDER / "results.json").read_text() == report.compact(RESULTS)
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_step_tables_are_complete_and_checked(size: str) -> None:
+    contestants = PARTS[size]["contestants"]
+    assert list(contestants) == list(ENTRIES)
+    for row in contestants.values():
+        assert max(row["errors"].values()) < 1e-3
+        for key in ("ms", "of_plain", "of_ours"):
+            median, low, high = row[key]
+            assert 0 < low <= median <= high < math.inf
+    for name, key in {"plain, nested": "of_plain", "balanced, compiled": "of_ours"}.items():
+        assert contestants[name][key] == [1, 1, 1]
+
+
+def test_reaching_the_lower_error_takes_longer() -> None:
+    part = PARTS["fixed_error"]
+    for run in part["runs"]:
+        assert len(run["seconds"]) == len(part["seeds"])
+        for first, second in run["seconds"]:
+            assert second is None or first <= second
+
+
+def test_figures_are_there() -> None:
+    assert {path.name for path in (FOLDER / "figures").iterdir()} == {"steps.png", "scaling.png"}
+
+
+def test_compact_keeps_the_numbers() -> None:
+    results = {"a": [1.5, None, 2], "b": {"c": [[1, 2], [3, 4]], "d": "ä [x]"}}
+    assert json.loads(report.compact(results)) == results

@@ -33,6 +33,8 @@ def markdown(results: Results) -> str:
     for name, section in SECTIONS.items():
         if name in parts:
             text.append(section(parts[name]) + f"\n\nMeasured on {parts[name]['date']}.")
+    if missing := [name for name in SECTIONS if name not in parts]:
+        text.append(f"Not measured yet: {', '.join(missing)}.")
     return "\n\n".join(text) + "\n"
 
 
@@ -142,7 +144,7 @@ def draw(parts: Results, folder: Path) -> None:
     if "small" in parts and "large" in parts:
         draw_steps(plt, parts).savefig(folder / "steps.png", dpi=150)
     scaling = [parts[name] for name in ("terms", "points", "parameters", "seeds") if name in parts]
-    if len(scaling) == 4:
+    if scaling:
         draw_scaling(plt, scaling).savefig(folder / "scaling.png", dpi=150)
 
 
@@ -163,7 +165,7 @@ def draw_steps(plt, parts: Results):
 
 
 def draw_scaling(plt, scaling: list[Results]):
-    figure, axes = plt.subplots(2, 2, figsize=(9, 6.5))
+    figure, axes = plt.subplots(1, len(scaling), figsize=(4.5 * len(scaling), 3.5), squeeze=False)
     for ax, part in zip(axes.flat, scaling, strict=True):
         for (kind, rows), marker in zip(part["ms"].items(), "osD^", strict=False):
             label = f"{kind}: slope {part['slopes'][kind]:.2f}"

@@ -171,5 +171,7 @@ def draw_scaling(plt, scaling: list[Results]):
             label = f"{kind}: slope {part['slopes'][kind]:.2f}"
             ax.loglog(part["x"], [row[0] for row in rows], marker=marker, label=label)
         ax.set(xlabel=part["label"], ylabel="milliseconds a step")
+        ax.set_xticks(part["x"], map(str, part["x"]))
+        ax.minorticks_off()
         ax.legend(fontsize=8)
     return figure

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pinnlib.networks import MLP
 
 Model = Callable[[Tensor], Tensor]
-"""Anything that maps points ``(N, d)`` to values ``(N, m)``: a module, or a plain function."""
+"""Anything that maps points ``(N, d)`` to values ``(N, m)``, a module or a plain function."""
 
 
 class Derivatives(Protocol):

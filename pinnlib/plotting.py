@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import html
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
@@ -149,3 +154,48 @@ def plot_gradient_histograms(
         ax.set_xlabel(r"$\log_{10}|\partial \mathcal{L}_k/\partial \theta_i|$")
     axes[0, -1].legend()
     return figure
+
+
+class Film:
+    """A moving picture that a notebook shows without a script.
+
+    Who asks for reduced motion sees the last frame instead; everybody can fold the film to stop it.
+
+    Args:
+        figure: what moves; it is closed afterwards, so that it is not shown once more.
+        draw: changes the figure, given the number of the frame.
+        frames: number of frames.
+        alt: what the film shows, for those who cannot see it.
+        fps: frames per second.
+
+    >>> figure, ax = plt.subplots(figsize=(2, 1))
+    >>> (line,) = ax.plot([0, 1], [0, 1])
+    >>> film = Film(figure, lambda i: line.set_ydata([0, i]), frames=3, alt="A line that turns.")
+    >>> film
+    A line that turns.
+    """
+
+    def __init__(
+        self, figure: Figure, draw: Callable[[int], None], frames: int, *, alt: str, fps: int = 5
+    ) -> None:
+        self.alt = alt
+        with TemporaryDirectory() as folder:
+            moving, still = Path(folder, "moving.webp"), Path(folder, "still.webp")
+            FuncAnimation(figure, draw, frames).save(moving, PillowWriter(fps))
+            figure.savefig(still)
+            self.moving, self.still = moving.read_bytes(), still.read_bytes()
+        plt.close(figure)
+
+    def __repr__(self) -> str:
+        return self.alt
+
+    def _repr_html_(self) -> str:
+        moving, still = (
+            f"data:image/webp;base64,{b64encode(picture).decode()}"
+            for picture in (self.moving, self.still)
+        )
+        return (
+            "<details open><summary>Film (fold to stop it)</summary><picture>"
+            f'<source media="(prefers-reduced-motion: reduce)" srcset="{still}">'
+            f'<img src="{moving}" alt="{html.escape(self.alt)}"></picture></details>'
+        )

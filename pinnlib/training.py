@@ -170,8 +170,8 @@ class AdaptivePINN:
     .. math::
 
         \hat\lambda = \frac{S(\nabla_\theta \mathcal L_\text{data})}
-        {S(\nabla_\theta \mathcal L_\text{pde})}, \qquad
-        \lambda_\text{pde} \leftarrow (1-\alpha)\,\lambda_\text{pde} + \alpha\,\hat\lambda, \qquad
+        {S(\nabla_\theta \mathcal L_\text{pde})}, \quad
+        \lambda_\text{pde} \leftarrow (1-\alpha)\,\lambda_\text{pde} + \alpha\,\hat\lambda, \quad
         \mathcal L = \mathcal L_\text{data} + \lambda_\text{pde} \mathcal L_\text{pde}.
 
     If the PDE gradient is exactly zero, :math:`\hat\lambda = 1`. A simplification of

@@ -18,13 +18,13 @@ def cells(notebook: NotebookNode, cell_type: str) -> list[NotebookNode]:
 
 
 def text_outputs(cell: NotebookNode) -> str:
-    """Everything that a code cell printed or displayed as text."""
+    """Everything that a code cell printed or displayed as text, without embedded pictures."""
     texts = []
     for output in cell.outputs:
         texts.append(output.get("text", ""))
         texts.append(output.get("data", {}).get("text/plain", ""))
         texts.append(output.get("data", {}).get("text/html", ""))
-    return "\n".join(texts)
+    return re.sub(r"data:image/[^\"]*", "", "\n".join(texts))
 
 
 def solutions(notebook: NotebookNode) -> list[str]:

@@ -1,3 +1,4 @@
+from io import BytesIO
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
@@ -7,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgba
+from PIL import Image
 
 from pinnlib.networks import MLP
-from pinnlib.plotting import COLORS, plot_gradient_histograms, plot_runs, plot_solution
+from pinnlib.plotting import COLORS, Film, plot_gradient_histograms, plot_runs, plot_solution
 from pinnlib.problems import Helmholtz, KleinGordon
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden", "no_figure_left")
@@ -154,3 +156,23 @@ def test_histograms_of_nothing_but_zeros():
     figure = plot_gradient_histograms({0: {"w": torch.zeros(2, 3)}}, ["data", "pde"])
     assert [histogram(patch) for patch in figure.axes[0].patches] == [{}, {}]
     figure.canvas.draw()
+
+
+# Film
+
+
+def test_film_moves_and_its_still_is_the_last_frame():
+    figure = plt.figure(figsize=(1, 0.5), dpi=100)
+    grey = np.linspace(0.2, 1, 4)
+    film = Film(figure, lambda i: figure.set_facecolor(str(grey[i])), 4, alt='<"grey">', fps=10)
+    assert plt.get_fignums() == []
+    with Image.open(BytesIO(film.moving)) as moving, Image.open(BytesIO(film.still)) as still:
+        assert (moving.size, moving.n_frames, still.n_frames) == ((100, 50), 4, 1)
+        for i in range(4):
+            moving.seek(i)
+            level = np.asarray(moving.convert("L"))
+            assert level == pytest.approx(255 * grey[i], abs=4)
+            assert moving.info["duration"] == 100
+        assert np.asarray(still.convert("L")) == pytest.approx(255, abs=4)
+    assert 'alt="&lt;&quot;grey&quot;&gt;"' in film._repr_html_()
+    assert repr(film) == '<"grey">'

@@ -111,8 +111,12 @@ def test_compiled_backward_equals_balanced_backward(recorded_only):
     for compile_it in (True, False):
         model = network()
         balancer = GradientBalancer(
-            ["pde", "data"], reference="data"
-        )  # not the order of the losses
+            ["pde", "data"],  # not the order of the losses
+            reference="data",
+            every=3,
+            warm_start=True,
+            bounds=(0.95, 1.05),
+        )
         losses_of = oscillator(model)
         backward = compiled_backward(losses_of, model.parameters(), balancer)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
@@ -126,9 +130,11 @@ def test_compiled_backward_equals_balanced_backward(recorded_only):
                 current = balanced_backward(losses, model.parameters(), balancer)
             weights.append([current["data"], current["pde"], losses["pde"].item()])
             optimizer.step()
-        runs.append((torch.tensor(weights), list(model.parameters())))
-    (compiled, compiled_params), (eager, eager_params) = runs
+        runs.append((torch.tensor(weights), list(model.parameters()), balancer.state_dict()))
+    (compiled, compiled_params, state), (eager, eager_params, eager_state) = runs
     torch.testing.assert_close(compiled, eager, rtol=1e-9, atol=0)
+    for name in ("weights", "first_ratio", "step"):
+        torch.testing.assert_close(state[name], eager_state[name], rtol=1e-9, atol=0)
     assert compiled[:, 0].eq(1).all()
     assert compiled[0, 1] != compiled[-1, 1]
     for p, q in zip(compiled_params, eager_params, strict=True):
@@ -166,12 +172,16 @@ def test_a_model_of_ones_own_with_an_unused_and_a_frozen_parameter(recorded_only
 def test_bad_losses_are_refused_before_anything_changed(refused, recorded_only):
     model = network()
     balancer = GradientBalancer.simplified()
-    backward = compiled_backward(oscillator(model), model.parameters(), balancer)
-    for _ in range(2):  # the first call, and the compiled one
-        with refused(model, balancer, match="loss 'pde' is nan: lower the learning rate"):
-            backward({"all": torch.full((8, 1), math.nan, dtype=torch.float64)})
-        backward(points())
-        model.zero_grad()
+    losses_and_params = oscillator(model), list(model.parameters())
+    for call in (
+        compiled_backward(*losses_and_params, balancer),
+        CompiledGradients(*losses_and_params),
+    ):
+        for _ in range(2):  # the first call, and the compiled one
+            with refused(model, balancer, match="loss 'pde' is nan: lower the learning rate"):
+                call({"all": torch.full((8, 1), math.nan, dtype=torch.float64)})
+            call(points())
+            model.zero_grad()
 
 
 def test_a_bad_gradient_is_refused_before_anything_changed(refused, recorded_only):
@@ -212,8 +222,9 @@ def test_without_a_compiler_it_says_so_and_gives_the_same_numbers(monkeypatch):
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     model = network()
     gradients = CompiledGradients(oscillator(model), model.parameters())
-    with pytest.warns(UserWarning, match=r"compiler failed .* C\+\+ compiler such as g\+\+"):
+    with pytest.warns(UserWarning, match=r"failed .* C\+\+ compiler such as g\+\+") as caught:
         gradients(points(n=3))
+    assert caught[0].filename == __file__  # it points to the call, not into the package
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _, G = gradients(points(1, n=3))

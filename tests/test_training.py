@@ -271,6 +271,7 @@ def test_balanced_backward_of_a_parameter_that_is_not_contiguous():
     losses = {"data": (w * factor).sum(), "pde": (w * factor).sum()}
     balanced_backward(losses, [w], GradientBalancer.simplified())
     torch.testing.assert_close(w.grad, 2 * factor)
+    assert w.grad.stride() == w.stride()  # a fused optimizer relies on it
 
 
 @pytest.mark.parametrize("term", TERMS)
@@ -294,6 +295,7 @@ def test_balanced_backward_refuses_and_changes_nothing(refused, bad, term):
         (["data", "pde"], r"terms \['initial'\] are missing and \[\] are unknown: pass exactly"),
         ([*TERMS, "edge"], r"terms \[\] are missing and \['edge'\] are unknown: pass exactly"),
         (["data", "inital", "pde"], r"\['initial'\] .* \['inital'\] are unknown: .* every step"),
+        (["z", "y", "x"], r"\['data', 'initial', 'pde'\] are missing and \['x', 'y', 'z'\] are"),
         ([], r"terms \['data', 'initial', 'pde'\] are missing"),
     ],
 )
@@ -835,18 +837,26 @@ def test_train_refuses_a_frozen_model():
         train(Curve(), model, CONSTANT, steps=1, generator=seeded())
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda r: r * math.nan, "loss 'pde' is nan: lower the learning rate"),
+        (lambda r: r + (r - r.detach()).sqrt(), "gradient of loss 'pde'.* not finite, such as "),
+    ],
+    ids=["loss", "gradient"],
+)
 @pytest.mark.parametrize("make_weights", [lambda: CONSTANT, GradientBalancer.simplified])
-def test_train_stops_at_a_loss_that_is_not_finite(make_weights):
+def test_train_stops_at_a_loss_or_gradient_that_is_not_finite(make_weights, spoil, message):
     class Broken(Curve):
         samples = 0
 
         def residuals(self, model, batch):
             self.samples += 1
             residuals = super().residuals(model, batch)
-            return residuals | {"curve": residuals["curve"] * (math.nan if self.samples > 2 else 1)}
+            return residuals | ({"curve": spoil(residuals["curve"])} if self.samples > 2 else {})
 
     model, healthy = curve_network(), curve_network()
-    with pytest.raises(ValueError, match="loss 'pde' is nan: lower the learning rate"):
+    with pytest.raises(ValueError, match=message):
         train(Broken(), model, make_weights(), steps=10, generator=seeded())
     train(Curve(), healthy, make_weights(), steps=2, generator=seeded())
     assert_same_parameters(model, healthy, rtol=0, atol=0)
@@ -903,20 +913,23 @@ def test_compiled_training_equals_the_other(in_float64, case, monkeypatch):
         np.testing.assert_allclose(compiled.weights[term], eager.weights[term], rtol=1e-6)
 
 
-def test_compiled_training_compiles(in_float64, monkeypatch):
+def test_training_compiles_when_asked_to(in_float64, monkeypatch):
     calls = []
     monkeypatch.setattr(torch, "compile", lambda f, **options: calls.append(options) or f)
-    for compiled in (False, True):
-        train(Curve(), curve_network(), CONSTANT, steps=2, generator=seeded(), compiled=compiled)
-    assert calls == [{"fullgraph": True, "dynamic": False}]
+    for choice in ({}, {"compiled": True}):
+        train(Curve(), curve_network(), CONSTANT, steps=2, generator=seeded(), **choice)
+        train_many(Curve(), CONSTANT, seeds=[0], steps=2, **choice)
+    assert calls == [{"fullgraph": True, "dynamic": False}] * 2
 
 
 def test_train_many_by_default():
-    stack, history = train_many(KleinGordon(), {"data": 1.0, "pde": 1.0}, seeds=[0], steps=1)
+    stack, history = train_many(Curve(), CONSTANT, seeds=[0], steps=101)
     generator = seeded(0)
-    model = MLP(KleinGordon.domain, generator=generator)
-    expected = train(KleinGordon(), model, {"data": 1.0, "pde": 1.0}, steps=1, generator=generator)
-    assert history.losses["pde"].item() == pytest.approx(expected.losses["pde"].item(), rel=1e-4)
+    model = MLP(Curve.domain, generator=generator)
+    expected = train(Curve(), model, CONSTANT, steps=101, generator=generator)
+    assert history.steps.tolist() == expected.steps.tolist() == [100, 101]
+    np.testing.assert_allclose(history.losses["pde"], [expected.losses["pde"]], rtol=1e-3)
+    np.testing.assert_allclose(history.errors, [expected.errors], rtol=1e-3)
     assert stack.layers[1].weight.shape == (1, 50, 50)
 
 

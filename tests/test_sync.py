@@ -12,7 +12,7 @@ from torch import Tensor
 
 from chapters import CHAPTERS, cells
 from pinnlib import gradients
-from pinnlib.derivatives import nested
+from pinnlib.derivatives import Derivatives, nested, taylor
 from pinnlib.networks import MLP
 from pinnlib.problems import KleinGordon
 from pinnlib.training import AdaptivePINN, relative_l2_error
@@ -37,10 +37,13 @@ def compare_mlp(own: Any) -> None:
     torch.testing.assert_close(model(PROBLEM.grid(5)), twin(PROBLEM.grid(5)))
 
 
-def compare_nested(own: Any) -> None:
-    model, _ = model_and_losses()
-    x = PROBLEM.grid(5).double()
-    torch.testing.assert_close(own(model, x), nested(model, x))
+def compare_derivatives(twin: Derivatives) -> Callable[[Any], None]:
+    def compare(own: Any) -> None:
+        model, _ = model_and_losses()
+        x = PROBLEM.grid(5).double()
+        torch.testing.assert_close(own(model, x), twin(model, x))
+
+    return compare
 
 
 def compare_points(name: str) -> Callable[[Any], None]:
@@ -108,7 +111,8 @@ def compare_adaptive_pinn(own: Any) -> None:
 
 COMPARISONS: dict[str, Callable[[Any], None]] = {
     "MLP": compare_mlp,
-    "nested": compare_nested,
+    "nested": compare_derivatives(nested),
+    "taylor": compare_derivatives(taylor),
     "exact": compare_points("exact"),
     "source": compare_points("source"),
     "sample": compare_sample,

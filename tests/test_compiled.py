@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+import torch._inductor.config as inductor
 from torch import nn
 
 from pinnlib.balancing import GradientBalancer
@@ -216,10 +217,8 @@ def test_other_terms_and_unused_ones_are_refused(recorded_only):
         CompiledGradients(oscillator(model), other.parameters())(points())
 
 
-def test_without_a_compiler_it_says_so_and_gives_the_same_numbers(monkeypatch):
-    import torch._inductor.config as inductor
-
-    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
+@inductor.patch("cpp.cxx", ("no-such-compiler",))
+def test_without_a_compiler_it_says_so_and_gives_the_same_numbers():
     model = network()
     gradients = CompiledGradients(oscillator(model), model.parameters())
     with pytest.warns(UserWarning, match=r"failed .* C\+\+ compiler such as g\+\+") as caught:

@@ -1,4 +1,4 @@
-# The book's commands. Each does its own set-up; Python 3.11 or newer and make are all it needs.
+# The book's commands. Each does its own set-up, given Python 3.11 or newer, make and g++.
 PYTHON ?= python3
 SEEDS ?= 10 11 12
 THREADS ?= 1
@@ -62,6 +62,9 @@ $(INSTALLED): constraints.txt pyproject.toml
 		{ echo 'Python 3.11 or newer is needed, and "$(PYTHON)" is missing or older: install it, or name it with make PYTHON=/path/to/python' >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || \
 		{ echo 'The venv module of "$(PYTHON)" is missing: install it (Debian, Ubuntu: sudo apt install python3-venv)' >&2; exit 1; }
+	@command -v "$${CXX:-g++}" > /dev/null && \
+		$(PYTHON) -c 'import os, sysconfig as c; os.stat(c.get_path("include") + "/Python.h")' 2> /dev/null || \
+		{ echo 'A C++ compiler or the headers of "$(PYTHON)" are missing; chapters 4 to 7 compile their training steps: install both (Debian, Ubuntu: sudo apt install g++ python3-dev)' >&2; exit 1; }
 	@echo "Installing into $(VENV), some minutes the first time …"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[book,test]'

@@ -15,7 +15,7 @@ RESULTS = Path(__file__).with_name("results.json")
 
 
 def parts() -> dict[str, Callable[[], dict[str, Any]]]:
-    from benchmarks import fixed_error, memory, passes, scaling, steps
+    from benchmarks import fixed_error, memory, passes, profiles, scaling, steps
 
     return {
         "small": lambda: steps.measure(steps.SMALL),
@@ -26,6 +26,7 @@ def parts() -> dict[str, Callable[[], dict[str, Any]]]:
         "seeds": scaling.seeds,
         "memory": lambda: memory.measure(steps.LARGE),
         "passes": passes.measure,
+        "profile": lambda: profiles.measure(steps.SMALL),
         "fixed_error": fixed_error.measure,
     }
 

@@ -109,6 +109,23 @@ def passes_table(part: Results) -> str:
     return f"## The gradient matrix: K passes or one batched pass\n\n{table(head, rows)}"
 
 
+def profile_table(part: Results) -> str:
+    rows = [
+        [
+            name,
+            *(f"{row[key]:.3g}" for key in ("operations", "products", "products_ms", "ms")),
+            f"{row['products_ms'] / row['ms']:.0%}",
+        ]
+        for name, row in part["contestants"].items()
+    ]
+    boundary, interior = part["points"].values()
+    head = ["step", "operations", "matrix products", "ms in these", "ms a step", "share"]
+    return (
+        f"## Where the time of a step goes, {boundary} + {interior} points\n\n"
+        f"As PyTorch's profiler sees it, one contestant after another.\n\n{table(head, rows)}"
+    )
+
+
 SECTIONS = {
     "small": steps_table,
     "large": steps_table,
@@ -119,6 +136,7 @@ SECTIONS = {
     "seeds": scaling_table,
     "memory": memory_table,
     "passes": passes_table,
+    "profile": profile_table,
 }
 
 

@@ -1,4 +1,4 @@
-"""Cost against the number of terms K, of points N, of parameters P, and of seeds S."""
+"""Cost against the number of terms K, of points N, of parameters P, and of seeds M."""
 
 from __future__ import annotations
 
@@ -56,21 +56,21 @@ def terms(counts: tuple[int, ...] = (2, 4, 8, 16)) -> dict[str, Any]:
 def seeds(
     counts: tuple[int, ...] = (1, 2, 4, 8, 16), steps: int = 100, rounds: int = 5
 ) -> dict[str, Any]:
-    """Milliseconds a step of ``train_many`` on Klein–Gordon against S, 128 points a set."""
+    """Milliseconds a step of ``train_many`` on Klein–Gordon against M, 128 points a set."""
     times: dict[tuple[str, int], list[float]] = {}
     for _ in range(rounds):
-        for s in counts:
+        for m in counts:
             for kind, compiled in {"eager": False, "compiled": True}.items():
-                times.setdefault((kind, s), []).append(many(s, steps, compiled))
-    return table("seeds S", {key: np.array(values) for key, values in times.items()}, list(counts))
+                times.setdefault((kind, m), []).append(many(m, steps, compiled))
+    return table("seeds M", {key: np.array(values) for key, values in times.items()}, list(counts))
 
 
-def many(s: int, steps: int, compiled: bool) -> float:
+def many(m: int, steps: int, compiled: bool) -> float:
     """Seconds a step, without the first steps, which may compile."""
     _, history = train_many(
         KleinGordon(derivatives=taylor),
         GradientBalancer.simplified(),
-        seeds=range(s),
+        seeds=range(m),
         steps=2 * steps,
         record_every=steps,
         compiled=compiled,

@@ -44,8 +44,8 @@ class GradientBalancer:
 
     .. math::
 
-        \hat\lambda_k = \frac{R}{S(G_k)}, \qquad
-        \lambda_k \leftarrow (1-\alpha)\,\lambda_k + \alpha\,\hat\lambda_k.
+        \hat\lambda_k &= \frac{R}{S(G_k)}, \\
+        \lambda_k &\leftarrow (1-\alpha)\,\lambda_k + \alpha\,\hat\lambda_k.
 
     All weights start at 1. Where :math:`S(G_k)` is zero, or so small that the ratio would overflow
     the precision of G, there is nothing to balance and :math:`\hat\lambda_k = 1`. Where R is zero,
@@ -60,7 +60,7 @@ class GradientBalancer:
             turns the K statistics ``(…, K)`` into R ``(…)``, such as :func:`mean_of_terms`.
         statistic: S, the size of a row.
         reference_statistic: the size of the reference term's row, where it differs from S.
-        alpha: α, the weight of the *new* value, in (0, 1]; ``(S, 1)`` for S matrices.
+        alpha: α, the weight of the *new* value, in (0, 1]; ``(M, 1)`` for M matrices.
         every: steps from one update of the weights to the next; the first step is one.
         weighted: divide by the size of the gradient of the weighted loss,
             :math:`\lambda_k S(G_k)`, which makes :math:`\sqrt{R/S(G_k)}` the fixed point.
@@ -247,8 +247,8 @@ class GradientBalancer:
     def preprint(cls, terms: Sequence[str] = ("data", "pde"), reference: str = "pde") -> Self:
         r"""Learning-rate annealing as printed in the preprint :cite:p:`wang2020`.
 
-        .. math:: \hat\lambda_k = \frac{\max|\nabla_\theta \mathcal L_\text{pde}|}
-           {\overline{|\nabla_\theta \mathcal L_k|}}, \qquad \alpha = 0.9, \text{ every 10 steps}.
+        .. math:: \hat\lambda_k &= \frac{\max|\nabla_\theta \mathcal L_\text{pde}|}
+           {\overline{|\nabla_\theta \mathcal L_k|}}, \\ \alpha &= 0.9, \text{ every 10 steps}.
         """
         return cls(terms, reference=reference, reference_statistic=max_abs, every=10)
 
@@ -261,9 +261,9 @@ class GradientBalancer:
     ) -> Self:
         r"""Learning-rate annealing as in the journal, equation 2.30, and in the authors' code.
 
-        .. math:: \hat\lambda_k = \frac{\max|\nabla_\theta \mathcal L_\text{pde}|}
-           {\overline{|\nabla_\theta\, \lambda_k \mathcal L_k|}},
-           \qquad \alpha = 0.1, \text{ every 10 steps},
+        .. math:: \hat\lambda_k &= \frac{\max|\nabla_\theta \mathcal L_\text{pde}|}
+           {\overline{|\nabla_\theta\, \lambda_k \mathcal L_k|}}, \\
+           \alpha &= 0.1, \text{ every 10 steps},
 
         with the gradients of the weight matrices only, without the biases, and a mean over layers
         of each layer's mean (:cite:t:`wang2021`; the details are those of the published code). The
@@ -306,9 +306,9 @@ class GradientBalancer:
     def jaxpi(cls, terms: Sequence[str] = ("data", "pde"), every: int = 1000) -> Self:
         r"""Gradient-norm weighting of the library jaxpi :cite:p:`wang2023`.
 
-        .. math:: \hat\lambda_k = \frac{\tfrac1K \sum_j \lVert\nabla_\theta \mathcal L_j\rVert_2}
-           {\lVert\nabla_\theta \mathcal L_k\rVert_2}, \qquad \alpha = 0.1,
-           \text{ every 1000 steps}.
+        .. math:: \hat\lambda_k &= \frac{\tfrac1K \sum_j \lVert\nabla_\theta \mathcal L_j\rVert_2}
+           {\lVert\nabla_\theta \mathcal L_k\rVert_2}, \\
+           \alpha &= 0.1, \text{ every 1000 steps}.
         """
         return cls(terms, reference=mean_of_terms, statistic=l2_norm, alpha=0.1, every=every)
 

@@ -41,7 +41,7 @@ def nested(
 
     Args:
         model: maps points to values.
-        x: points, ``(N, d)``, or ``(S, N, d)`` for a stack of S networks.
+        x: points, ``(N, d)``, or ``(M, N, d)`` for a stack of M networks.
         order: 2, or 1 to leave out the second derivatives; the third result is then ``()``.
 
     Returns:
@@ -93,15 +93,15 @@ def taylor(
     Beside each value :math:`z` of a layer travel its derivatives with respect to every input
     :math:`x_j`. A linear layer maps each of them by its weights; :math:`h = \tanh z` maps them by
 
-    .. math:: h_{x_j} = (1 - h^2)\, z_{x_j}, \qquad
-        h_{x_j x_j} = (1 - h^2)\, z_{x_j x_j} - 2 h (1 - h^2)\, z_{x_j}^2 ,
+    .. math:: h_{x_j} &= (1 - h^2)\, z_{x_j}, \\
+        h_{x_j x_j} &= (1 - h^2)\, z_{x_j x_j} - 2 h (1 - h^2)\, z_{x_j}^2 ,
 
     the chain rule and its derivative (:cite:t:`griewank2008`, chapter 13). No backward pass is
     needed before that of the loss, so there is less to compute and to remember.
 
     Args:
         model: a network of :mod:`pinnlib.networks`; for any other, use :func:`nested`.
-        x: points, ``(N, d)``, or ``(S, N, d)`` for a stack of S networks.
+        x: points, ``(N, d)``, or ``(M, N, d)`` for a stack of M networks.
         order: 2, or 1 to leave out the second derivatives; the third result is then ``()``.
 
     Returns:

@@ -57,8 +57,8 @@ def gradient_rows(
 
     The unchecked part of :func:`gradient_matrix`: it accepts a term that uses none of the
     parameters, and gradients that are not finite. ``retain_graph`` keeps the graph of the last
-    term, too. For a stack of S networks, ``stack`` is ``(S,)``: losses are ``(S,)``, parameters
-    ``(S, …)``, and the matrix is ``(S, K, P)``.
+    term, too. For a stack of M networks, ``stack`` is ``(M,)``: losses are ``(M,)``, parameters
+    ``(M, …)``, and the matrix is ``(M, K, P)``.
     """
     rows = [
         torch.autograd.grad(

@@ -84,7 +84,7 @@ class MLP(nn.Module):
 
 
 class StackedLinear(nn.Module):
-    """S linear layers of one size as one: weights ``(S, out, in)``, biases ``(S, 1, out)``."""
+    """M linear layers of one size as one: weights ``(M, out, in)``, biases ``(M, 1, out)``."""
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         super().__init__()
@@ -96,13 +96,13 @@ class StackedLinear(nn.Module):
 
 
 class StackedMLP(MLP):
-    """S networks of one size as one, so that S training runs take one step together.
+    """M networks of one size as one, so that M training runs take one step together.
 
     Args:
         models: networks of the same domain and size; their parameters are copied.
 
     Shape:
-        ``(S, N, d)``, a batch for each network, or ``(N, d)``, one for all, to ``(S, N, outputs)``.
+        ``(M, N, d)``, a batch for each network, or ``(N, d)``, one for all, to ``(M, N, outputs)``.
 
     Raises:
         ValueError: if there is no network, or the sizes or domains differ.

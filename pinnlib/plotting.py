@@ -76,7 +76,7 @@ def plot_runs(
     Args:
         ax: where to draw.
         steps: recorded steps, ``(T,)``.
-        runs: a value for each seed and recorded step, ``(S, T)``; the band goes from the least to
+        runs: a value for each seed and recorded step, ``(M, T)``; the band goes from the least to
             the greatest.
         label: the method's name in the legend.
         color: its colour, such as one of ``COLORS``; the next of the cycle by default.

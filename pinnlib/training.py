@@ -90,15 +90,17 @@ def compiled_backward(
     Raises:
         ValueError: as :func:`balanced_backward`, by the returned function.
 
-    >>> from pinnlib.problems import Helmholtz
-    >>> generator, problem = torch.Generator().manual_seed(0), Helmholtz()
-    >>> model = MLP(problem.domain, generator=generator)
+    >>> theta = torch.tensor([1.0, 3.0], requires_grad=True)
     >>> backward = compiled_backward(
-    ...     lambda batch: problem.losses(model, batch),
-    ...     model.parameters(),
-    ...     GradientBalancer.simplified(),
+    ...     lambda batch: {"data": (batch["x"] * theta).sum(), "pde": (theta**2).sum()},
+    ...     [theta],
+    ...     GradientBalancer.simplified(alpha=0.5),
     ... )
-    >>> losses, weights = backward(problem.sample(128, generator))  # doctest: +SKIP
+    >>> losses, weights = backward({"x": torch.ones(2)})
+    >>> weights
+    {'data': 1.0, 'pde': 0.625}
+    >>> theta.grad
+    tensor([2.2500, 4.7500])
     """
     ordered, params = _in_order(losses, balancer.terms), trainable(params)
     used: list[list[bool]] = []
@@ -169,10 +171,10 @@ class AdaptivePINN:
 
     .. math::
 
-        \hat\lambda = \frac{S(\nabla_\theta \mathcal L_\text{data})}
-        {S(\nabla_\theta \mathcal L_\text{pde})}, \quad
-        \lambda_\text{pde} \leftarrow (1-\alpha)\,\lambda_\text{pde} + \alpha\,\hat\lambda, \quad
-        \mathcal L = \mathcal L_\text{data} + \lambda_\text{pde} \mathcal L_\text{pde}.
+        \hat\lambda &= \frac{S(\nabla_\theta \mathcal L_\text{data})}
+        {S(\nabla_\theta \mathcal L_\text{pde})}, \\
+        \lambda_\text{pde} &\leftarrow (1-\alpha)\,\lambda_\text{pde} + \alpha\,\hat\lambda, \\
+        \mathcal L &= \mathcal L_\text{data} + \lambda_\text{pde} \mathcal L_\text{pde}.
 
     If the PDE gradient is exactly zero, :math:`\hat\lambda = 1`. A simplification of
     :cite:t:`wang2021`.
@@ -274,7 +276,7 @@ Weights = GradientBalancer | Mapping[str, float | Tensor]
 
 @dataclass
 class History:
-    """What :func:`train` recorded at T steps, or :func:`train_many` for each of S seeds.
+    """What :func:`train` recorded at T steps, or :func:`train_many` for each of M seeds.
 
     Step s stands for the network after s updates; losses and weights are those of the s-th update.
 
@@ -289,11 +291,11 @@ class History:
     steps: NDArray[np.int64]
     """Recorded steps, ``(T,)``."""
     losses: dict[str, NDArray[np.float64]]
-    """*Unweighted* losses by term, ``(T,)`` or ``(S, T)``."""
+    """*Unweighted* losses by term, ``(T,)`` or ``(M, T)``."""
     weights: dict[str, NDArray[np.float64]]
-    """What the losses were multiplied with, by term, ``(T,)`` or ``(S, T)``."""
+    """What the losses were multiplied with, by term, ``(T,)`` or ``(M, T)``."""
     errors: NDArray[np.float64]
-    """Relative L2 errors, ``(T,)`` or ``(S, T)``."""
+    """Relative L2 errors, ``(T,)`` or ``(M, T)``."""
     seconds: NDArray[np.float64]
     """Training time up to each recorded step, recording left out, ``(T,)``."""
 
@@ -369,12 +371,12 @@ def train_many(
     ``train(problem, MLP(problem.domain, generator=generator), weights, generator=generator, …)``
 
     up to rounding. Numbers of the weights may differ from seed to seed, which trains many settings
-    at once: a constant weight of shape ``(S,)``, or a balancer's ``alpha`` of shape ``(S, 1)``.
+    at once: a constant weight of shape ``(M,)``, or a balancer's ``alpha`` of shape ``(M, 1)``.
 
     Args:
         problem: gives points, losses and the exact solution.
         weights: as for :func:`train`.
-        seeds: S seeds; one may stand there more than once, for several settings.
+        seeds: M seeds; one may stand there more than once, for several settings.
         steps: as for :func:`train`, like the rest.
         n: as for :func:`train`.
         learning_rate: as for :func:`train`.
@@ -517,7 +519,7 @@ def relative_l2_error(model: Model, problem: Problem, n: int = 100) -> float:
 
 
 def _relative_l2_errors(model: Model, problem: Problem, n: int = 100) -> Tensor:
-    """The relative L2 error of a network, ``()``, or of each network of a stack, ``(S,)``."""
+    """The relative L2 error of a network, ``()``, or of each network of a stack, ``(M,)``."""
     x = problem.grid(n)
     with torch.no_grad():
         u, exact = model(x), problem.exact(x)

@@ -16,6 +16,10 @@ def empty_environment(path: Path, *packages: str) -> Path:
     Their files are links to those of the environment that runs the tests.
     """
     subprocess.run([sys.executable, "-m", "venv", path], check=True)
+    python = path / "bin" / "python"
+    # Python 3.11 brings an old one, and PyTorch's compiler trips over a mixture of both.
+    command = [python, "-m", "pip", "--quiet", "uninstall", "--yes", "setuptools"]
+    subprocess.run(command, check=True)
     (site_packages,) = path.glob("lib/python*/site-packages")
     names, done = list(packages), set()
     while names:
@@ -31,7 +35,7 @@ def empty_environment(path: Path, *packages: str) -> Path:
             if ".." not in file.parts and source.exists() and not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 link(source, target)
-    return path / "bin" / "python"
+    return python
 
 
 def link(source: Path, target: Path) -> None:

@@ -221,7 +221,7 @@ def test_other_terms_and_unused_ones_are_refused(recorded_only):
 def test_without_a_compiler_it_says_so_and_gives_the_same_numbers():
     model = network()
     gradients = CompiledGradients(oscillator(model), model.parameters())
-    with pytest.warns(UserWarning, match=r"failed .* C\+\+ compiler such as g\+\+") as caught:
+    with pytest.warns(UserWarning, match=r"failed \(.*no-such-compiler.*g\+\+") as caught:
         gradients(points(n=3))
     assert caught[0].filename == __file__  # it points to the call, not into the package
     with warnings.catch_warnings():

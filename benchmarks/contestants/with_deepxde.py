@@ -10,6 +10,7 @@ import deepxde as dde
 import numpy as np
 import torch
 
+from benchmarks.profiles import profiled
 from benchmarks.task import Array, Task
 
 torch.set_num_threads(1)
@@ -41,6 +42,9 @@ class DeepXDE:
         start = perf_counter()
         self.model.train(iterations=n, display_every=n)
         return perf_counter() - start
+
+    def profile(self) -> tuple[int, int, float]:
+        return profiled(self.steps)
 
     def loss_and_gradient(self) -> tuple[float, Array]:
         x, y, auxiliary = self.model.data.train_next_batch()

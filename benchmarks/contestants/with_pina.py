@@ -20,6 +20,7 @@ from pina.problem import SpatialProblem, TimeDependentProblem
 from pina.solver import PINN
 from pina.weighting import ScalarWeighting
 
+from benchmarks.profiles import profiled
 from benchmarks.task import Array, Task
 
 torch.set_num_threads(1)
@@ -125,6 +126,9 @@ class Pina:
             logger=False,
             callbacks=list(callbacks),
         )
+
+    def profile(self) -> tuple[int, int, float]:
+        return profiled(self.steps)
 
     def loss_and_gradient(self) -> tuple[float, Array]:
         """What one training step without any movement leaves behind."""

@@ -8,6 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import pinnlib.problems
+from benchmarks.profiles import profiled
 from benchmarks.task import Array, Task
 from pinnlib import AdaptivePINN, GradientBalancer, derivatives
 from pinnlib.compiled import Batch, CompiledGradients
@@ -54,6 +55,9 @@ class Plain:
         for _ in range(n):
             self.step()
         return perf_counter() - start
+
+    def profile(self) -> tuple[int, int, float]:
+        return profiled(self.steps)
 
     def peak_bytes(self) -> int:
         """The most memory that a step holds at once, beyond what is held before it."""

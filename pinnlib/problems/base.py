@@ -95,8 +95,8 @@ class Problem(ABC):
             batch: points from :meth:`sample`.
 
         Returns:
-            A scalar tensor for each name in ``terms``, in that order; ``(S,)`` for a stack of S
-            networks with batches ``(S, n, d)``.
+            A scalar tensor for each name in ``terms``, in that order; ``(M,)`` for a stack of M
+            networks with batches ``(M, N, d)``.
 
         Raises:
             ValueError: if ``terms`` names a residual that the problem does not have.

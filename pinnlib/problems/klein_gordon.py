@@ -17,7 +17,7 @@ class KleinGordon(Problem):
 
     .. math::
 
-        u_{tt} - u_{xx} + u^3 = f, \qquad u(x, 0) = x, \quad u_t(x, 0) = 0,
+        u_{tt} - u_{xx} + u^3 = f, \\ u(x, 0) = x, \quad u_t(x, 0) = 0,
 
     with Dirichlet values at x = 0 and x = 1 and the source f chosen so that
     :math:`u = x\cos(5\pi t) + (xt)^3`, as in :cite:t:`wang2021`. Residuals:

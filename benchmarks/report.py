@@ -167,12 +167,14 @@ def draw(parts: Results, folder: Path) -> None:
 
 
 def draw_steps(plt, parts: Results):
+    from pinnlib.plotting import COLORS
+
     figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True)
     for ax, size in zip(axes, ("small", "large"), strict=True):
         contestants = parts[size]["contestants"]
         for i, (name, row) in enumerate(contestants.items()):
             median, low, high = row["ms"]
-            color = "C1" if name.startswith("balanced") else "C0"
+            color = COLORS["balanced"] if name.startswith("balanced") else "#999999"
             ax.barh(i, median, xerr=[[median - low], [high - median]], color=color)
         ax.set_yticks(range(len(contestants)), contestants)
         boundary, interior = parts[size]["points"].values()
@@ -183,13 +185,24 @@ def draw_steps(plt, parts: Results):
 
 
 def draw_scaling(plt, scaling: list[Results]):
-    figure, axes = plt.subplots(1, len(scaling), figsize=(4.5 * len(scaling), 3.5), squeeze=False)
-    for ax, part in zip(axes.flat, scaling, strict=True):
-        for (kind, rows), marker in zip(part["ms"].items(), "osD^", strict=False):
-            label = f"{kind}: slope {part['slopes'][kind]:.2f}"
-            ax.loglog(part["x"], [row[0] for row in rows], marker=marker, label=label)
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
+
+    from pinnlib.plotting import COLORS
+
+    figure, axes = plt.subplots(2, (len(scaling) + 1) // 2, figsize=(9, 7), squeeze=False)
+    for ax, part in zip(axes.flat, scaling, strict=False):
+        for kind, rows in part["ms"].items():
+            ax.loglog(
+                part["x"],
+                [row[0] for row in rows],
+                "s--" if kind.endswith(("compiled", "shared graph")) else "o-",
+                color=COLORS["plain" if kind.startswith("plain") else "balanced"],
+                label=f"{kind}: slope {part['slopes'][kind]:.2f}",
+            )
         ax.set(xlabel=part["label"], ylabel="milliseconds a step")
         ax.set_xticks(part["x"], map(str, part["x"]))
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         ax.minorticks_off()
         ax.legend(fontsize=8)
     return figure

@@ -15,7 +15,7 @@ PARTS = RESULTS["parts"]
 
 
 def test_parts_are_known_and_dated() -> None:
-    assert {"small", "large"} <= set(PARTS) <= set(report.SECTIONS)
+    assert set(PARTS) == set(report.SECTIONS)
     assert all(part["date"].startswith("20") for part in PARTS.values())
 
 
@@ -46,6 +46,16 @@ def test_reaching_the_lower_error_takes_longer() -> None:
         assert len(run["seconds"]) == len(part["seeds"])
         for first, second in run["seconds"]:
             assert second is None or first <= second
+
+
+def test_limit_is_what_the_readme_says() -> None:
+    """Half of the compiled step is matrix products, and no library gets ten times their time."""
+    profile = PARTS["profile"]["contestants"]
+    compiled, eager = profile["balanced, compiled"], profile["balanced, nested"]
+    assert compiled["operations"] < eager["operations"] / 4
+    assert compiled["products_ms"] > compiled["ms"] / 2
+    for name in ("DeepXDE", "PINA"):
+        assert profile[name]["ms"] < 10 * compiled["products_ms"]
 
 
 def test_figures_are_there() -> None:

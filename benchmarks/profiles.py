@@ -45,22 +45,27 @@ def look(worker: Worker) -> dict[str, Any]:
     }
 
 
-def profiled(steps: Callable[[int], object]) -> tuple[int, int, float]:
-    """Operations, matrix products among them, and the seconds in these, of a single step.
+class Profiled:
+    """A contestant of PyTorch, which its profiler can take apart."""
 
-    As the difference of three steps and two: what happens once a call cancels.
-    """
-    from torch.profiler import ProfilerActivity, profile
+    steps: Callable[[int], float]
 
-    looks = []
-    for n in (2, 3):
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            steps(n)
-        events = profiler.events()
-        products = [event for event in events if event.name in PRODUCTS]
-        seconds = 1e-6 * sum(event.cpu_time_total for event in products)
-        looks.append((sum(map(outermost, events)), len(products), seconds))
-    return tuple(three - two for two, three in zip(*looks, strict=True))
+    def profile(self) -> tuple[int, int, float]:
+        """Operations, matrix products among them, and the seconds in these, of a single step.
+
+        As the difference of three steps and two: what happens once a call cancels.
+        """
+        from torch.profiler import ProfilerActivity, profile
+
+        looks = []
+        for n in (2, 3):
+            with profile(activities=[ProfilerActivity.CPU]) as profiler:
+                self.steps(n)
+            events = profiler.events()
+            products = [event for event in events if event.name in PRODUCTS]
+            seconds = 1e-6 * sum(event.cpu_time_total for event in products)
+            looks.append((sum(map(outermost, events)), len(products), seconds))
+        return tuple(three - two for two, three in zip(*looks, strict=True))
 
 
 def outermost(event: FunctionEvent) -> bool:

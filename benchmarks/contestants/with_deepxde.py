@@ -10,13 +10,13 @@ import deepxde as dde
 import numpy as np
 import torch
 
-from benchmarks.profiles import profiled
+from benchmarks.profiles import Profiled
 from benchmarks.task import Array, Task
 
 torch.set_num_threads(1)
 
 
-class DeepXDE:
+class DeepXDE(Profiled):
     def __init__(self, task: Task) -> None:
         pde, conditions = {"Helmholtz": helmholtz, "KleinGordon": klein_gordon}[task.problem](task)
         low, high = np.array(task.domain, dtype=np.float32).T
@@ -42,9 +42,6 @@ class DeepXDE:
         start = perf_counter()
         self.model.train(iterations=n, display_every=n)
         return perf_counter() - start
-
-    def profile(self) -> tuple[int, int, float]:
-        return profiled(self.steps)
 
     def loss_and_gradient(self) -> tuple[float, Array]:
         x, y, auxiliary = self.model.data.train_next_batch()

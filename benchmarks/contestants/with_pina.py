@@ -20,7 +20,7 @@ from pina.problem import SpatialProblem, TimeDependentProblem
 from pina.solver import PINN
 from pina.weighting import ScalarWeighting
 
-from benchmarks.profiles import profiled
+from benchmarks.profiles import Profiled
 from benchmarks.task import Array, Task
 
 torch.set_num_threads(1)
@@ -73,7 +73,7 @@ class SpaceTime(TimeDependentProblem, SpatialProblem):
     temporal_domain = CartesianDomain({"t": [0, 1]})
 
 
-class Pina:
+class Pina(Profiled):
     def __init__(self, task: Task) -> None:
         base, equations = {
             "Helmholtz": (Plane, helmholtz()),
@@ -126,9 +126,6 @@ class Pina:
             logger=False,
             callbacks=list(callbacks),
         )
-
-    def profile(self) -> tuple[int, int, float]:
-        return profiled(self.steps)
 
     def loss_and_gradient(self) -> tuple[float, Array]:
         """What one training step without any movement leaves behind."""

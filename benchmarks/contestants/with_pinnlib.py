@@ -8,7 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import pinnlib.problems
-from benchmarks.profiles import profiled
+from benchmarks.profiles import Profiled
 from benchmarks.task import Array, Task
 from pinnlib import AdaptivePINN, GradientBalancer, derivatives
 from pinnlib.compiled import Batch, CompiledGradients
@@ -18,7 +18,7 @@ from pinnlib.training import compiled_backward
 torch.set_num_threads(1)
 
 
-class Plain:
+class Plain(Profiled):
     """One backward pass through the weighted sum; second derivatives as ``how`` says."""
 
     def __init__(self, task: Task, how: str = "nested", dtype: str = "float32") -> None:
@@ -55,9 +55,6 @@ class Plain:
         for _ in range(n):
             self.step()
         return perf_counter() - start
-
-    def profile(self) -> tuple[int, int, float]:
-        return profiled(self.steps)
 
     def peak_bytes(self) -> int:
         """The most memory that a step holds at once, beyond what is held before it."""

@@ -45,19 +45,19 @@ def plot_solution(problem: Problem, model: Model, n: int = 100) -> Figure:
     >>> from pinnlib.problems import KleinGordon
     >>> figure = plot_solution(KleinGordon(), lambda x: 0 * x[:, :1], n=20)
     >>> [ax.get_title() for ax in figure.axes[:3]]
-    ['exact solution $u$', 'prediction $u_θ$', 'absolute error $|u_θ - u|$']
+    ['exact $u$', 'prediction $u_θ$', 'error $|u_θ - u|$']
     """
     x = problem.grid(n)
     with torch.no_grad():
         exact, prediction = (f(x).reshape(n, n).T.cpu().numpy() for f in (problem.exact, model))
     error = np.abs(prediction - exact)
     limit = np.abs(exact).max()
-    figure, axes = plt.subplots(1, 3, figsize=(9, 2.8), sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(7, 2.5), sharey=True)
     extent = [bound for interval in problem.domain for bound in interval]
     panels: dict[str, tuple[NDArray[Any], dict[str, Any]]] = {
-        "exact solution $u$": (exact, {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}),
+        "exact $u$": (exact, {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}),
         "prediction $u_θ$": (prediction, {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}),
-        "absolute error $|u_θ - u|$": (error, {"cmap": "viridis", "vmin": 0}),
+        "error $|u_θ - u|$": (error, {"cmap": "viridis", "vmin": 0}),
     }
     for ax, (title, (values, style)) in zip(axes, panels.items(), strict=True):
         image = ax.imshow(values, extent=extent, origin="lower", aspect="auto", **style)
@@ -119,7 +119,7 @@ def plot_gradient_histograms(
     figure, axes = plt.subplots(
         len(snapshots),
         len(layers),
-        figsize=(2.3 * len(layers), 1.5 * len(snapshots)),
+        figsize=(1.75 * len(layers), 1.4 * len(snapshots)),
         sharex=True,
         squeeze=False,
     )
@@ -150,9 +150,9 @@ def plot_gradient_histograms(
         row[0].set_ylabel(f"step {step}")
     for ax, layer in zip(axes[0], layers, strict=True):
         ax.set_title(layer)
-    for ax in axes[-1]:
-        ax.set_xlabel(r"$\log_{10}|\partial \mathcal{L}_k/\partial \theta_i|$")
-    axes[0, -1].legend()
+    figure.supxlabel(r"$\log_{10}|\partial \mathcal{L}_k/\partial \theta_i|$", fontsize="medium")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     return figure
 
 

@@ -19,6 +19,11 @@ Average = Callable[[Tensor, Tensor, float | Tensor], Tensor]
 def arithmetic_average(old: Tensor, new: Tensor, alpha: float | Tensor) -> Tensor:
     r"""Exponential moving average, :math:`(1-\alpha)\,\lambda + \alpha\,\hat\lambda`.
 
+    Args:
+        old: the weights λ so far, ``(…, K)``.
+        new: the target weights, ``(…, K)``.
+        alpha: α, a number, or ``(M, 1)`` for M rows of weights.
+
     >>> arithmetic_average(torch.tensor(1.0), torch.tensor(100.0), 0.5)
     tensor(50.5000)
     """
@@ -28,7 +33,8 @@ def arithmetic_average(old: Tensor, new: Tensor, alpha: float | Tensor) -> Tenso
 def logarithmic_average(old: Tensor, new: Tensor, alpha: float | Tensor) -> Tensor:
     r"""The same average of logarithms, :math:`\lambda^{1-\alpha}\,\hat\lambda^{\alpha}`.
 
-    A new value of zero has no logarithm; the old value is then kept.
+    A new value of zero has no logarithm; the old value is then kept. Arguments are those of
+    :func:`arithmetic_average`.
 
     >>> logarithmic_average(torch.tensor(1.0), torch.tensor(100.0), 0.5)
     tensor(10.)
@@ -61,13 +67,14 @@ class GradientBalancer:
         statistic: S, the size of a row.
         reference_statistic: the size of the reference term's row, where it differs from S.
         alpha: α, the weight of the *new* value, in (0, 1]; ``(M, 1)`` for M matrices.
-        every: steps from one update of the weights to the next; the first step is one.
+        every: steps from one update of the weights to the next, 1 or more; the first step is one.
         weighted: divide by the size of the gradient of the weighted loss,
             :math:`\lambda_k S(G_k)`, which makes :math:`\sqrt{R/S(G_k)}` the fixed point.
         average: how old and new value are mixed.
         warm_start: let the weights start at the first measured ratio instead of 1.
-        bounds: factors (low, high): each weight stays between low and high times the first ratio
-            measured for it. A ratio of zero, or one that cannot be measured, is not a first one.
+        bounds: factors with 0 ≤ low ≤ 1 ≤ high: each weight stays between low and high times the
+            first ratio measured for it. A ratio of zero, or one that cannot be measured, is not a
+            first one.
 
     Raises:
         ValueError: if a name is missing, unknown or twice there, or a number is out of its range.
@@ -97,7 +104,7 @@ class GradientBalancer:
             raise ValueError(f"terms names {twice} more than once: give each term its own name")
         if isinstance(reference, str) and reference not in terms:
             raise ValueError(f"reference {reference!r} is not a term: choose one of {list(terms)}")
-        if not all(0 < a <= 1 for a in torch.as_tensor(alpha).flatten().tolist()):
+        if not all(0 < a <= 1 for a in torch.as_tensor(alpha, device="cpu").flatten().tolist()):
             raise ValueError(
                 f"alpha is {alpha}: the weight of the new value must lie in (0, 1]; "
                 "a momentum β elsewhere is 1 - alpha here"
@@ -116,32 +123,38 @@ class GradientBalancer:
         self.average = average
         self.warm_start = warm_start
         self.bounds = bounds
-        # In double precision on the CPU, whatever the network's: a ratio may exceed float32.
-        self.weights = torch.ones(len(terms), dtype=torch.float64)
+        # In double precision, for a ratio may exceed float32. On the CPU: not all devices have it.
+        self.weights = torch.ones(len(terms), dtype=torch.float64, device="cpu")
         self.first_ratio = torch.full_like(self.weights, torch.nan)
         self.step = 0
 
     def ratio(self, G: Tensor) -> Tensor:
         r"""Target weights :math:`\hat\lambda` of a gradient matrix, without any average.
 
+        The matrix is not checked, unlike by :meth:`update`, and the state does not change.
+
         Args:
             G: gradient matrix ``(…, K, P)``.
 
         Returns:
-            ``(…, K)`` in double precision.
+            ``(…, K)`` in double precision; with ``weighted`` they depend on the present weights.
+
+        >>> balancer = GradientBalancer(["data", "pde"], reference="data", alpha=0.5)
+        >>> balancer.ratio(torch.tensor([[1.0, 1.0], [100.0, 100.0]]))
+        tensor([1.0000, 0.0100], dtype=torch.float64)
         """
         return self._measure(G, self.weights).nan_to_num(nan=1.0)
 
     def _measure(self, G: Tensor, weights: Tensor) -> Tensor:
         """The target weights, undefined (NaN) where there is nothing to balance."""
-        sizes = self.statistic(G).double().cpu()
+        sizes = self.statistic(G).cpu().double()
         if not isinstance(self.reference, str):
             R = self.reference(sizes)
         elif self.reference_statistic is self.statistic:
             R = sizes[..., self.terms.index(self.reference)]
         else:
             row = G[..., self.terms.index(self.reference), :]
-            R = self.reference_statistic(row).double().cpu()
+            R = self.reference_statistic(row).cpu().double()
         if self.weighted:
             sizes = weights * sizes
         R = R[..., None]
@@ -159,7 +172,13 @@ class GradientBalancer:
             first_ratio: the first ratios measured, ``(…, K)``; NaN where none was yet.
 
         Returns:
-            The weights and first ratios after.
+            The weights and first ratios after, ``(…, K)`` each.
+
+        >>> balancer = GradientBalancer(["data", "pde"], reference="data", alpha=0.5)
+        >>> G = torch.tensor([[1.0, 1.0], [100.0, 100.0]])
+        >>> weights, _ = balancer.follow(G, balancer.weights, balancer.first_ratio)
+        >>> weights.tolist(), balancer.weights.tolist()
+        ([1.0, 0.505], [1.0, 1.0])
         """
         measured = self._measure(G, weights)
         if self.warm_start or self.bounds is not None:
@@ -204,7 +223,12 @@ class GradientBalancer:
         return self.step % self.every == 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, with the names of the terms."""
+        """Everything that a resumed run needs, with the names of the terms.
+
+        >>> saved = GradientBalancer.simplified().state_dict()
+        >>> sorted(saved)
+        ['first_ratio', 'step', 'terms', 'weights']
+        """
         return {
             "terms": list(self.terms),
             "weights": self.weights.clone(),
@@ -215,8 +239,17 @@ class GradientBalancer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state.
 
+        Args:
+            state: what :meth:`state_dict` returned.
+
         Raises:
-            ValueError: if the state belongs to other terms.
+            ValueError: if the state belongs to other terms; nothing has changed then.
+
+        >>> balancer, resumed = (GradientBalancer.simplified() for _ in range(2))
+        >>> weights = balancer.update(torch.tensor([[1.0], [8.0]]))
+        >>> resumed.load_state_dict(balancer.state_dict())
+        >>> resumed.step, torch.equal(resumed.weights, weights)
+        (1, True)
         """
         if tuple(state["terms"]) != self.terms:
             raise ValueError(
@@ -240,6 +273,10 @@ class GradientBalancer:
            {\overline{|\nabla_\theta \mathcal L_k|}}, \qquad \alpha = 0.9 .
 
         A simplification of the learning-rate annealing of :cite:t:`wang2021`.
+
+        >>> G = torch.tensor([[3.0, 5.0], [1.0, 7.0]])
+        >>> GradientBalancer.simplified().ratio(G)
+        tensor([1., 1.], dtype=torch.float64)
         """
         return cls(terms, reference=reference, alpha=alpha)
 
@@ -249,6 +286,10 @@ class GradientBalancer:
 
         .. math:: \hat\lambda_k &= \frac{\max|\nabla_\theta \mathcal L_\text{pde}|}
            {\overline{|\nabla_\theta \mathcal L_k|}}, \\ \alpha &= 0.9, \text{ every 10 steps}.
+
+        >>> G = torch.tensor([[3.0, 5.0], [1.0, 7.0]])
+        >>> GradientBalancer.preprint().ratio(G)
+        tensor([1.7500, 1.0000], dtype=torch.float64)
         """
         return cls(terms, reference=reference, reference_statistic=max_abs, every=10)
 
@@ -270,12 +311,18 @@ class GradientBalancer:
         lower gradient is that of the *weighted* loss: the fixed point is the root of the ratio.
 
         Args:
-            named_params: ``model.named_parameters()``, those that G will be computed for.
+            named_params: ``model.named_parameters()``, those that G will be computed for; those of
+                one network, also where a stack of networks is trained.
             terms: names of the loss terms.
             reference: the term that sets the size, the residual of the equation.
 
         Raises:
             ValueError: if there is no weight matrix among the parameters.
+
+        >>> layer = torch.nn.Linear(2, 1)  # the bias, the last column, does not count
+        >>> balancer = GradientBalancer.journal(layer.named_parameters())
+        >>> balancer.ratio(torch.tensor([[3.0, 5.0, 9.0], [1.0, 7.0, 9.0]]))
+        tensor([1.7500, 1.0000], dtype=torch.float64)
         """
         weights, start = [], 0
         for _, p in named_params:
@@ -309,12 +356,15 @@ class GradientBalancer:
         .. math:: \hat\lambda_k &= \frac{\tfrac1K \sum_j \lVert\nabla_\theta \mathcal L_j\rVert_2}
            {\lVert\nabla_\theta \mathcal L_k\rVert_2}, \\
            \alpha &= 0.1, \text{ every 1000 steps}.
+
+        >>> GradientBalancer.jaxpi().ratio(torch.tensor([[3.0, 4.0], [0.0, 15.0]]))
+        tensor([2.0000, 0.6667], dtype=torch.float64)
         """
         return cls(terms, reference=mean_of_terms, statistic=l2_norm, alpha=0.1, every=every)
 
 
 def mean_of_terms(sizes: Tensor) -> Tensor:
-    """Reference R: the arithmetic mean of all terms' sizes, ``(…, K)`` to ``(…)``.
+    r"""Reference :math:`R = \frac1K \sum_k S(G_k)`, the mean of all sizes; ``(…, K)`` to ``(…)``.
 
     >>> mean_of_terms(torch.tensor([1.0, 3.0]))
     tensor(2.)
@@ -323,7 +373,7 @@ def mean_of_terms(sizes: Tensor) -> Tensor:
 
 
 def geometric_mean_of_terms(sizes: Tensor) -> Tensor:
-    """Reference R: the geometric mean of all terms' sizes, ``(…, K)`` to ``(…)``; 0 if one is 0.
+    r"""Reference :math:`R = \big(\prod_k S(G_k)\big)^{1/K}`; ``(…, K)`` to ``(…)``, 0 if one is 0.
 
     >>> geometric_mean_of_terms(torch.tensor([1.0, 4.0]))
     tensor(2.)

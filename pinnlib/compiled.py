@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pinnlib.gradients import check_loss_value, check_used, gradient_rows, trainable
+from pinnlib.gradients import (
+    check_differentiable,
+    check_loss_value,
+    check_used,
+    gradient_rows,
+    trainable,
+)
 
 Batch = Mapping[str, Tensor]
 """Points by set name, as :meth:`pinnlib.problems.base.Problem.sample` gives them."""
@@ -41,6 +47,12 @@ class Recorded:
         self._compiled: dict[object, Callable[..., Any]] = {}
 
     def __call__(self, batch: Batch, *tensors: Tensor) -> Any:
+        """What the function returns for these arguments, detached.
+
+        Args:
+            batch: tensors by name, of any shape.
+            tensors: further ones.
+        """
         everything = [*batch.items(), *enumerate(tensors)]
         shapes = tuple((name, x.shape, x.dtype, x.device) for name, x in everything)
         with torch.no_grad():
@@ -75,7 +87,7 @@ class CompiledGradients:
 
     Args:
         losses: turns a batch into the unweighted scalar loss of each term.
-        params: the parameters θ; those frozen at the first call are left out.
+        params: the parameters θ; those that are frozen now are left out. Freeze none afterwards.
         stack: ``(M,)`` for the losses of a stack of M networks.
 
     Raises:
@@ -83,10 +95,10 @@ class CompiledGradients:
             finite, which :meth:`pinnlib.balancing.GradientBalancer.update` refuses.
 
     >>> theta = torch.tensor([1.0, 3.0], requires_grad=True)
-    >>> gradients = CompiledGradients(
-    ...     lambda batch: {"data": (batch["x"] * theta).sum(), "pde": (theta**2).sum()}, [theta]
-    ... )
-    >>> losses, G = gradients({"x": torch.ones(2)})
+    >>> def losses(batch):
+    ...     return {"data": (batch["x"] * theta).sum(), "pde": (theta**2).sum()}
+    >>> gradients = CompiledGradients(losses, [theta])
+    >>> values, G = gradients({"x": torch.ones(2)})
     >>> G
     tensor([[1., 1.],
             [2., 6.]])
@@ -105,12 +117,24 @@ class CompiledGradients:
 
     def _losses_and_rows(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         losses = self.losses(batch)
+        check_differentiable(losses, self.stack)
         G, used = gradient_rows(losses, self.params, stack=self.stack)
         check_used(losses, used)
         return {term: loss.detach() for term, loss in losses.items()}, G
 
     def __call__(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """Losses by term, detached, and their gradient matrix ``(K, P)``."""
+        """Differentiate the losses of a batch.
+
+        Args:
+            batch: points by set name.
+
+        Returns:
+            The losses by term, detached, ``()`` or ``(M,)`` each, and their gradient matrix,
+            ``(K, P)`` or ``(M, K, P)``.
+
+        Raises:
+            ValueError: as the class says; a loss that is not finite is named at every call.
+        """
         losses: dict[str, Tensor]
         losses, G = self._recorded(batch)
         for term, loss in losses.items():

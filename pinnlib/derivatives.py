@@ -24,7 +24,19 @@ class Derivatives(Protocol):
 
     def __call__(
         self, model: Model, x: Tensor, order: int = 2
-    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]: ...
+    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Map points ``(N, d)`` to u ``(N, m)`` and its first and second derivatives by each input.
+
+        Args:
+            model: maps points to values.
+            x: points, ``(N, d)``, or ``(M, N, d)`` for a stack of M networks.
+            order: 2, or 1 to leave out the second derivatives.
+
+        Returns:
+            u, and two tuples with a tensor of its shape for each input, the second ``()`` for
+            order 1.
+        """
+        ...
 
 
 @torch.enable_grad()  # under no_grad, all derivatives would silently be zero
@@ -45,7 +57,8 @@ def nested(
         order: 2, or 1 to leave out the second derivatives; the third result is then ``()``.
 
     Returns:
-        ``u`` of shape ``(N, m)``, and two tuples with ``d`` tensors of that shape each.
+        ``u`` of shape ``(N, m)``, ``(M, N, m)`` for a stack, and two tuples with ``d`` tensors of
+        that shape each.
 
     Raises:
         ValueError: if ``order`` is not 1 or 2, if ``x`` is not a batch of points, or the model
@@ -105,20 +118,24 @@ def taylor(
         order: 2, or 1 to leave out the second derivatives; the third result is then ``()``.
 
     Returns:
-        ``u`` of shape ``(N, m)``, and two tuples with ``d`` tensors of that shape each.
+        ``u`` of shape ``(N, m)``, ``(M, N, m)`` for a stack, and two tuples with ``d`` tensors of
+        that shape each.
 
     Raises:
         ValueError: if ``order`` is not 1 or 2, if ``x`` is not a batch of points, or the model is
-            of another kind.
+            of another kind, or has a ``forward`` or ``normalize`` of its own.
 
-    >>> model = MLP([(0, 1), (0, 1)], generator=torch.Generator().manual_seed(0)).double()
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> model = MLP([(0, 1), (0, 1)], generator=generator).double()
     >>> x = torch.tensor([[0.2, 0.3]], dtype=torch.float64)
     >>> (_, _, (u_xx, _)), (_, _, (v_xx, _)) = taylor(model, x), nested(model, x)
     >>> torch.allclose(u_xx, v_xx, rtol=1e-12)
     True
     """
     _check(x, order)
-    if not isinstance(model, MLP):
+    if not isinstance(model, MLP) or any(
+        getattr(type(model), name) is not getattr(MLP, name) for name in ("forward", "normalize")
+    ):
         raise ValueError(
             f"model is a {type(model).__name__}: taylor knows the layers of MLP and StackedMLP "
             "only, use nested for any other"

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-# The rest is for the modules above this one.
-__all__ = ["cosine", "gradient_matrix", "l2_norm", "layer_view", "max_abs", "mean_abs"]
+# In the order of the API page. The rest is for the modules above this one.
+__all__ = ["gradient_matrix", "mean_abs", "max_abs", "l2_norm", "cosine", "layer_view"]  # noqa: RUF022
 
 
 def gradient_matrix(losses: Mapping[str, Tensor], params: Iterable[Tensor]) -> Tensor:
@@ -85,17 +85,23 @@ def trainable(params: Iterable[Tensor]) -> list[Tensor]:
 
 
 def check_losses(losses: Mapping[str, Tensor], stack: tuple[int, ...] = ()) -> None:
-    """Raise a ValueError that names the term if a loss cannot be differentiated."""
+    """Raise a ValueError that names the term if a loss is not a finite scalar with a graph."""
+    check_differentiable(losses, stack)
+    for term, loss in losses.items():
+        check_loss_value(term, loss)
+
+
+def check_differentiable(losses: Mapping[str, Tensor], stack: tuple[int, ...] = ()) -> None:
+    """The part of :func:`check_losses` that reads no value, so that it can be recorded."""
     if not losses:
         raise ValueError("losses is empty: pass one scalar loss for each term")
     for term, loss in losses.items():
         if loss.shape != stack and (stack or loss.numel() != 1):
             wanted = f"one scalar for each network, {stack}" if stack else "a scalar"
             raise ValueError(f"loss {term!r} has shape {tuple(loss.shape)}: reduce it to {wanted}")
-        check_loss_value(term, loss)
         if not loss.requires_grad:
             raise ValueError(
-                f"loss {term!r} ({loss.tolist()}) has no graph: "
+                f"loss {term!r} has no graph (requires_grad=False): "
                 "compute it from the model's output, without detach() or no_grad()"
             )
 

@@ -71,7 +71,16 @@ class MLP(nn.Module):
             self.layers.append(layer)
 
     def normalize(self, x: Tensor) -> Tensor:
-        """Map points of the domain linearly to :math:`[-1, 1]^d`."""
+        r"""Map points of the domain linearly to :math:`[-1, 1]^d`.
+
+        .. math:: x \mapsto 2\,\frac{x - x_\text{low}}{x_\text{high} - x_\text{low}} - 1
+
+        Args:
+            x: points, ``(…, d)``.
+
+        Returns:
+            ``(…, d)``, without a unit.
+        """
         return 2 * (x - self.low) / (self.high - self.low) - 1
 
     def forward(self, x: Tensor) -> Tensor:

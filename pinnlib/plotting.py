@@ -109,8 +109,9 @@ def plot_gradient_histograms(
             no logarithm and are left out.
         terms: names of the K rows.
 
-    >>> first_layer, last_layer = torch.randn(2, 2, 50, generator=torch.Generator().manual_seed(0))
-    >>> snapshots = {0: {"first": first_layer, "last": last_layer}}
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> first, last = torch.randn(2, 2, 50, generator=generator)
+    >>> snapshots = {0: {"first": first, "last": last}}
     >>> figure = plot_gradient_histograms(snapshots, ["data", "pde"])
     >>> [ax.get_title() for ax in figure.axes]
     ['first', 'last']
@@ -170,8 +171,9 @@ class Film:
 
     >>> figure, ax = plt.subplots(figsize=(2, 1))
     >>> (line,) = ax.plot([0, 1], [0, 1])
-    >>> film = Film(figure, lambda i: line.set_ydata([0, i]), frames=3, alt="A line that turns.")
-    >>> film
+    >>> def draw(frame):
+    ...     line.set_ydata([0, frame])
+    >>> Film(figure, draw, frames=3, alt="A line that turns.")
     A line that turns.
     """
 

@@ -18,6 +18,7 @@ from pinnlib.balancing import GradientBalancer
 from pinnlib.compiled import Batch, CompiledGradients, Recorded
 from pinnlib.derivatives import Model
 from pinnlib.gradients import (
+    check_differentiable,
     check_finite,
     check_loss_value,
     check_losses,
@@ -35,14 +36,15 @@ def balanced_backward(
 ) -> dict[str, float]:
     r"""Take the place of ``loss.backward()``: add the balanced gradient to every ``.grad``.
 
-    .. math:: \nabla_\theta \sum_k \lambda_k \mathcal L_k = \lambda^\mathsf T G.
+    .. math:: \nabla_\theta \sum_k \lambda_k \mathcal L_k = \sum_k \lambda_k G_k = \lambda G.
 
     The rows of G that the balancer measured are reused, so there is one backward pass a term and
     no more. As with ``backward``, gradients add up until ``optimizer.zero_grad()``.
 
     Args:
         losses: unweighted scalar loss of each of the balancer's terms, by name.
-        params: the parameters to differentiate by; frozen ones are left out.
+        params: the parameters to differentiate by; frozen ones are left out. A parameter that is
+            not among them gets no gradient.
         balancer: turns the gradient matrix into weights.
 
     Returns:
@@ -75,12 +77,15 @@ def compiled_backward(
     params: Iterable[Tensor],
     balancer: GradientBalancer,
 ) -> Callable[[Batch], tuple[dict[str, Tensor], dict[str, float]]]:
-    """Compile losses and their gradients, to be called in place of :func:`balanced_backward`.
+    r"""Compile losses and their gradients, to be called in place of :func:`balanced_backward`.
+
+    .. math:: \nabla_\theta \sum_k \lambda_k \mathcal L_k = \lambda G.
 
     Args:
         losses: turns a batch into the unweighted scalar loss of each of the balancer's terms; see
             :class:`pinnlib.compiled.CompiledGradients` for what it may do.
-        params: the parameters to differentiate by; frozen ones are left out.
+        params: the parameters to differentiate by; those that are frozen now are left out. Freeze
+            none afterwards.
         balancer: turns the gradient matrix into weights.
 
     Returns:
@@ -91,12 +96,11 @@ def compiled_backward(
         ValueError: as :func:`balanced_backward`, by the returned function.
 
     >>> theta = torch.tensor([1.0, 3.0], requires_grad=True)
-    >>> backward = compiled_backward(
-    ...     lambda batch: {"data": (batch["x"] * theta).sum(), "pde": (theta**2).sum()},
-    ...     [theta],
-    ...     GradientBalancer.simplified(alpha=0.5),
-    ... )
-    >>> losses, weights = backward({"x": torch.ones(2)})
+    >>> def losses(batch):
+    ...     return {"data": (batch["x"] * theta).sum(), "pde": (theta**2).sum()}
+    >>> balancer = GradientBalancer.simplified(alpha=0.5)
+    >>> backward = compiled_backward(losses, [theta], balancer)
+    >>> values, weights = backward({"x": torch.ones(2)})
     >>> weights
     {'data': 1.0, 'pde': 0.625}
     >>> theta.grad
@@ -107,6 +111,7 @@ def compiled_backward(
 
     def step(batch: Batch, weights: Tensor, first_ratio: Tensor, due: Tensor) -> tuple[Any, ...]:
         values = ordered(batch)
+        check_differentiable(values)
         G, used[:] = gradient_rows(values, params)
         check_used(values, used)
         followed = balancer.follow(G, weights, first_ratio)
@@ -118,7 +123,7 @@ def compiled_backward(
     recorded = Recorded(step)
 
     def backward(batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
-        state = balancer.weights, balancer.first_ratio, torch.tensor(balancer.due)
+        state = balancer.weights, balancer.first_ratio, torch.tensor(balancer.due, device="cpu")
         values, G, weights, first_ratio, direction = recorded(batch, *state)
         for term, value in values.items():
             check_loss_value(term, value)
@@ -190,9 +195,8 @@ class AdaptivePINN:
     >>> pinn = AdaptivePINN(model)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> u = model(torch.ones(1, 1))
-    >>> total, lambda_pde = pinn.train_step_with_balance(
-    ...     optimizer, loss_data=(u - 1).square().mean(), loss_pde=100 * (u - 1).square().mean()
-    ... )
+    >>> loss = (u - 1).square().mean()
+    >>> _, lambda_pde = pinn.train_step_with_balance(optimizer, loss, 100 * loss)
     >>> print(f"{lambda_pde:.3f}")
     0.109
     """
@@ -208,18 +212,25 @@ class AdaptivePINN:
         return self.balancer.weights[1].item()
 
     def get_grad_norm(self, loss: Tensor, params: Iterable[Tensor]) -> float:
-        """Mean absolute value of the gradient of a loss; the graph is kept for the next call.
+        r"""Mean absolute value of the gradient of a loss; the graph is kept for the next call.
+
+        .. math:: \frac1P \sum_{i=1}^P \left|\frac{\partial\mathcal L}{\partial\theta_i}\right|
 
         Args:
             loss: a scalar.
             params: parameters to differentiate by. Those that the loss does not use are skipped.
 
         Returns:
-            The mean over all entries of the parameters used; 0.0 if none is used.
+            The mean over the P entries of the parameters used; 0.0 if none is used.
 
         Raises:
-            ValueError: if the loss is not a finite scalar with a graph, or ``params`` has no
-                trainable parameter.
+            ValueError: if the loss is not a finite scalar with a graph, a gradient is not finite,
+                or ``params`` has no trainable parameter.
+
+        >>> model = torch.nn.Linear(1, 1)
+        >>> loss = 3 * model.weight.sum() + model.bias.sum()
+        >>> AdaptivePINN(model).get_grad_norm(loss, model.parameters())
+        2.0
         """
         params = trainable(params)
         check_losses({"loss": loss})
@@ -239,7 +250,8 @@ class AdaptivePINN:
         in the norms.
 
         Args:
-            optimizer: holds the parameters of the model; its gradients are set anew.
+            optimizer: holds the parameters of the model; its gradients are set anew. Its step must
+                take no closure, so L-BFGS does not fit.
             loss_data: unweighted data loss, a scalar.
             loss_pde: unweighted PDE loss, a scalar.
 
@@ -282,8 +294,11 @@ class History:
 
     >>> from pinnlib.problems import Helmholtz
     >>> balancer = GradientBalancer.simplified()
-    >>> _, history = train_many(Helmholtz(), balancer, seeds=[0, 1], steps=3, record_every=1)
-    >>> total = sum(history.weights[term] * history.losses[term] for term in history.losses)
+    >>> _, history = train_many(
+    ...     Helmholtz(), balancer, seeds=[0, 1], steps=3, record_every=1
+    ... )
+    >>> weights, losses = history.weights, history.losses
+    >>> total = sum(weights[term] * losses[term] for term in losses)
     >>> history.steps.tolist(), total.shape
     ([1, 2, 3], (2, 3))
     """
@@ -295,7 +310,7 @@ class History:
     weights: dict[str, NDArray[np.float64]]
     """What the losses were multiplied with, by term, ``(T,)`` or ``(M, T)``."""
     errors: NDArray[np.float64]
-    """Relative L2 errors, ``(T,)`` or ``(M, T)``."""
+    """Relative :math:`L_2` errors, ``(T,)`` or ``(M, T)``."""
     seconds: NDArray[np.float64]
     """Training time up to each recorded step, recording left out, ``(T,)``."""
 
@@ -319,7 +334,7 @@ def train(
 
     Args:
         problem: gives points, losses and the exact solution.
-        model: maps points ``(n, d)`` to values ``(n, 1)``; trained in place.
+        model: maps points ``(N, d)`` to values ``(N, 1)``; trained in place.
         weights: a balancer, or a constant weight for each term (all 1: a plain PINN).
         steps: number of optimizer steps.
         generator: source of the points.
@@ -334,14 +349,17 @@ def train(
         The history of losses, weights and errors.
 
     Raises:
-        ValueError: if ``steps`` or ``record_every`` is not positive, if ``weights`` does not name
-            exactly the problem's terms, or for the reasons given for :func:`balanced_backward`.
+        ValueError: if ``steps`` or ``record_every`` is not positive, if ``n`` is too small for the
+            problem's boundary, if ``weights`` does not name exactly the problem's terms, or for the
+            reasons given for :func:`balanced_backward`.
 
     >>> from pinnlib.problems import Helmholtz
     >>> problem, generator = Helmholtz(), torch.Generator().manual_seed(0)
     >>> model = MLP(problem.domain, generator=generator)
     >>> weights = {"data": 100.0, "pde": 1.0}
-    >>> history = train(problem, model, weights, steps=30, generator=generator, record_every=10)
+    >>> history = train(
+    ...     problem, model, weights, steps=30, generator=generator, record_every=10
+    ... )
     >>> history.steps.tolist(), history.errors.shape
     ([10, 20, 30], (3,))
     """
@@ -391,9 +409,8 @@ def train_many(
 
     >>> from pinnlib.problems import Helmholtz
     >>> boundary_weight = torch.tensor([1.0, 10.0, 100.0])
-    >>> models, history = train_many(
-    ...     Helmholtz(), {"data": boundary_weight, "pde": 1.0}, seeds=[0, 0, 0], steps=2
-    ... )
+    >>> weights = {"data": boundary_weight, "pde": 1.0}
+    >>> _, history = train_many(Helmholtz(), weights, seeds=[0, 0, 0], steps=2)
     >>> history.weights["data"][:, -1].tolist()
     [1.0, 10.0, 100.0]
     """
@@ -478,8 +495,8 @@ def _constant(
     weights: Mapping[str, float | Tensor], stack: tuple[int, ...]
 ) -> Callable[[Tensor], Tensor]:
     """What :meth:`GradientBalancer.update` does, for weights that never move."""
-    columns = [torch.as_tensor(w, dtype=torch.float64).expand(stack) for w in weights.values()]
-    constant = torch.stack(columns, dim=-1)
+    columns = [torch.as_tensor(w, dtype=torch.float64, device="cpu") for w in weights.values()]
+    constant = torch.stack([column.expand(stack) for column in columns], dim=-1)
 
     def update(G: Tensor) -> Tensor:
         check_finite(weights, G)
@@ -499,7 +516,7 @@ def _check_terms(names: Iterable[str], terms: Iterable[str]) -> None:
 
 
 def relative_l2_error(model: Model, problem: Problem, n: int = 100) -> float:
-    r"""Relative L2 error on a regular grid; predicting zero everywhere has the error 1.
+    r"""Relative :math:`L_2` error on a regular grid; predicting zero everywhere has the error 1.
 
     .. math:: \frac{\lVert u_\theta - u \rVert_2}{\lVert u \rVert_2}
 
@@ -519,7 +536,7 @@ def relative_l2_error(model: Model, problem: Problem, n: int = 100) -> float:
 
 
 def _relative_l2_errors(model: Model, problem: Problem, n: int = 100) -> Tensor:
-    """The relative L2 error of a network, ``()``, or of each network of a stack, ``(M,)``."""
+    """The relative L₂ error of a network, ``()``, or of each network of a stack, ``(M,)``."""
     x = problem.grid(n)
     with torch.no_grad():
         u, exact = model(x), problem.exact(x)

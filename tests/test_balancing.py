@@ -319,6 +319,16 @@ def test_a_statistic_of_one_s_own():
     assert balancer.update(torch.tensor([[2.0, 9.0], [4.0, 1.0]])).tolist() == [1.0, 0.5]
 
 
+@pytest.mark.parametrize("bounds", [None, (0.1, 10)])
+def test_weights_stay_on_the_cpu_whatever_the_default_device(bounds):
+    G = rows(1, 100)
+    with torch.device("meta"):  # where libraries put new tensors on a GPU, and nothing has a value
+        balancer = balancer_of(alpha=0.5, bounds=bounds)
+        weights = balancer.update(G)
+    assert weights.device.type == balancer.weights.device.type == "cpu"
+    assert weights.tolist() == [1.0, 0.5 + 0.5 / 100 if bounds is None else 0.1]
+
+
 def test_weights_are_detached_and_copied():
     balancer = balancer_of()
     G = rows(1.0, 100.0).requires_grad_()

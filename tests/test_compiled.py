@@ -185,6 +185,34 @@ def test_bad_losses_are_refused_before_anything_changed(refused, recorded_only):
             model.zero_grad()
 
 
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (lambda u: u.square().flatten(), r"loss 'pde' has shape \(8,\): reduce it to a scalar"),
+        (lambda u: u.detach().mean(), r"loss 'pde' has no graph \(requires_grad=False\): compute it"),
+    ],
+)
+def test_a_loss_that_has_no_gradient_is_refused(refused, recorded_only, bad, message):
+    model = network()
+    balancer = GradientBalancer.simplified()
+
+    def losses(batch):
+        u = model(batch["all"])
+        return {"data": u.mean(), "pde": bad(u)}
+
+    for call in (
+        compiled_backward(losses, model.parameters(), balancer),
+        CompiledGradients(losses, model.parameters()),
+    ):
+        with refused(model, balancer, match=message):
+            call(points())
+
+
+def test_no_loss_at_all_is_refused(recorded_only):
+    with pytest.raises(ValueError, match="losses is empty: pass one scalar loss for each term"):
+        CompiledGradients(lambda batch: {}, network().parameters())(points())
+
+
 def test_a_bad_gradient_is_refused_before_anything_changed(refused, recorded_only):
     model = network()
     balancer = GradientBalancer.simplified()

@@ -219,7 +219,24 @@ def test_taylor_is_exact_for_inputs_over_many_scales():
             assert a[0].abs().min() > 0
 
 
-@pytest.mark.parametrize("model", [nn.Linear(2, 1), lambda x: x[:, :1]])
+class Ansatz(MLP):
+    def forward(self, x):
+        return x[:, :1] * super().forward(x)
+
+
+class OtherScale(MLP):
+    def normalize(self, x):
+        return x
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Linear(2, 1),
+        lambda x: x[:, :1],
+        *(kind([(0, 2)] * 2, generator=torch.Generator()) for kind in (Ansatz, OtherScale)),
+    ],
+)
 def test_taylor_refuses_another_model(model):
     with pytest.raises(ValueError, match=r"model is a \w+: .* use nested for any other"):
         taylor(model, points(3, 2))

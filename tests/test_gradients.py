@@ -177,7 +177,7 @@ BAD_LOSSES = [
     (lambda w: w * 1.0, r"'pde' has shape \(2,\): reduce it to a scalar"),
     (lambda w: w.sum() * math.nan, "'pde' is nan: lower the learning rate or check its inputs"),
     (lambda w: w.sum() * math.inf, "'pde' is inf: lower the learning rate or check its inputs"),
-    (lambda w: w.detach().sum(), r"'pde' \(3.0\) has no graph: .* without detach\(\) or no_grad"),
+    (lambda w: w.detach().sum(), r"'pde' has no graph \(requires_grad=False\): .* without detach"),
     (lambda w: theta(4.0).sum(), "'pde' uses none of the parameters: compute it from the model"),
     (
         lambda w: (w - 1).sqrt().sum(),

@@ -71,7 +71,7 @@ BAD_LOSSES = {  # made from a good loss and the parameters it is made of
     ),
     "detached": (
         lambda loss, params: loss.detach(),
-        r"loss {} \(.*\) has no graph: compute it fro",
+        r"loss {} has no graph \(requires_grad=False\): compute it fro",
     ),
     "nan gradient": (
         lambda loss, params: loss + (params[0] * 0).abs().sqrt().sum(),

@@ -37,7 +37,8 @@ class Problem(ABC):
     ...     terms = {"data": ["initial"], "pde": ["pde"]}
     ...
     ...     def sample(self, n, generator):
-    ...         return {"initial": torch.zeros(1, 1), "pde": self._interior(n, generator)}
+    ...         t = torch.rand(n, 1, generator=generator)
+    ...         return {"initial": torch.zeros(1, 1), "pde": t}
     ...
     ...     def residuals(self, model, batch):
     ...         u, (u_t,), _ = self.derivatives(model, batch["pde"], order=1)
@@ -47,7 +48,8 @@ class Problem(ABC):
     ...         return torch.exp(-x)
     >>> problem = Decay()
     >>> batch = problem.sample(128, torch.Generator().manual_seed(0))
-    >>> {term: loss.item() for term, loss in problem.losses(problem.exact, batch).items()}
+    >>> losses = problem.losses(problem.exact, batch)
+    >>> {term: loss.item() for term, loss in losses.items()}
     {'data': 0.0, 'pde': 0.0}
     """
 
@@ -77,11 +79,30 @@ class Problem(ABC):
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Draw ``n`` random points for each set of points, ``(n, d)`` each, by set name."""
+        """Draw random points for each set of points.
+
+        Args:
+            n: points in each set.
+            generator: source of the points.
+
+        Returns:
+            ``(n, d)`` for each set, by name.
+
+        Raises:
+            ValueError: if ``n`` is smaller than the number of faces that a set is shared out over.
+        """
 
     @abstractmethod
     def residuals(self, model: Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Residuals of the model at the points of ``batch``, ``(n, 1)`` each, by name."""
+        """What should be zero at each point.
+
+        Args:
+            model: maps points ``(N, d)`` to values ``(N, 1)``.
+            batch: points from :meth:`sample`.
+
+        Returns:
+            ``(N, 1)`` for each residual, ``(M, N, 1)`` for a stack of M networks, by name.
+        """
 
     @abstractmethod
     def exact(self, x: Tensor) -> Tensor:
@@ -91,7 +112,7 @@ class Problem(ABC):
         """Unweighted loss of each term: the mean squares of its residuals, added up.
 
         Args:
-            model: maps points ``(n, d)`` to values ``(n, 1)``.
+            model: maps points ``(N, d)`` to values ``(N, 1)``.
             batch: points from :meth:`sample`.
 
         Returns:
@@ -115,7 +136,12 @@ class Problem(ABC):
         }
 
     def grid(self, n: int = 100) -> Tensor:
-        """Points of a regular grid, ``(n**d, d)``: ``n`` values an input, the last one fastest."""
+        """Points of a regular grid, ``(n**d, d)``: ``n`` values an input, the last one fastest.
+
+        >>> from pinnlib.problems import KleinGordon
+        >>> KleinGordon().grid(2).tolist()
+        [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]
+        """
         axes = [torch.linspace(low, high, n) for low, high in self.domain]
         return torch.cartesian_prod(*axes).reshape(-1, len(axes))
 

@@ -30,7 +30,7 @@ test: $(INSTALLED) lint ## check everything: style, types, website, package, tex
 	@$(BIN)/python tools/chapters.py site --committed
 	@$(JUPYTER_BOOK) _build/committed/src --path-output _build/committed
 	@echo "Testing the package, the text, and every chapter (executed anew, several minutes) …"
-	@$(BIN)/pytest -n logical --dist loadfile --nbval --nbval-current-env chapters tests pinnlib
+	@$(BIN)/pytest -n logical --dist loadfile -rs --nbval --nbval-current-env chapters tests pinnlib
 
 test-peers: $(PEERS)/.installed ## run "Use it on your own PINN" with Lightning, DeepXDE and PINA
 	@$(PEERS)/bin/pytest -m peers --show-capture=no --disable-warnings tests/test_own_pinn.py

@@ -4,14 +4,17 @@ import ast
 import base64
 import importlib
 import inspect
+import math
 import pkgutil
 import re
 import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from nbformat import NotebookNode
 from packaging.requirements import Requirement
@@ -165,12 +168,18 @@ def test_solution(code: str) -> None:
 
 def test_example_of_the_readme_trains() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    namespace: dict[str, object] = {}
+    namespace: dict[str, Any] = {}
     exec(compile("import torch; torch.manual_seed(0)\n" + code, "README", "exec"), namespace)
-    assert namespace["loss_data"].item() < 1e-2
-    assert namespace["loss_pde"].item() < 1e-2
     assert namespace["weights"]["data"] == 1.0
-    assert namespace["weights"]["pde"] != 1.0
+    assert 0.05 < namespace["weights"]["pde"] != 1.0, "the weight sinks, or does not move"
+    (u,) = namespace["model"](torch.ones(1, 1))
+    assert u.item() == pytest.approx(math.exp(-1), rel=0.02)
+
+
+def test_front_page_shows_the_call_of_the_readme() -> None:
+    readme, front = ((ROOT / name).read_text() for name in ("README.md", "index.md"))
+    (balancer,) = re.findall(r"^balancer = .*?^\)$", front, flags=re.DOTALL | re.MULTILINE)
+    assert balancer in readme
 
 
 # Pins
@@ -235,6 +244,14 @@ def public_names() -> list[str]:
 def test_api_page_shows_every_module(name: str) -> None:
     if name != "pinnlib.problems":
         assert f"automodule:: {name}\n" in (ROOT / "reference" / "api.md").read_text()
+
+
+def test_import_lines_of_the_api_page_bring_every_name() -> None:
+    imported: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "reference" / "api.md").read_text(), re.S):
+        exec(code, imported)
+    for name in public_names():
+        assert name in imported
 
 
 @pytest.mark.parametrize("name", public_names())

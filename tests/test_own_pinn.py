@@ -117,5 +117,11 @@ def test_deepxde(run: Run) -> None:
 def test_pina(run: Run) -> None:
     names = run(BLOCKS["PINA"])
     assert_solved(names["model"](torch.ones(1, 1)))
-    losses = names["solver"].weighting.losses.values()
-    torch.testing.assert_close(names["solver"].trainer.callback_metrics["train_loss"], sum(losses))
+    solver, balancer = names["solver"], names["balancer"]
+    losses = solver.weighting.losses.values()
+    torch.testing.assert_close(solver.trainer.callback_metrics["train_loss"], sum(losses))
+    checkpoint: dict[str, Any] = {}
+    solver.on_save_checkpoint(checkpoint)
+    weights, balancer.weights = balancer.weights, torch.zeros(2)
+    solver.on_load_checkpoint(checkpoint)
+    assert torch.equal(balancer.weights, weights)

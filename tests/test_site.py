@@ -136,10 +136,8 @@ def test_search_finds_the_chapter(browser: Browser, server: str, scheme: str) ->
             assert trouble == []
 
 
-@every_page
+@pytest.mark.parametrize("page_name", PAGES)  # not the search, which is a script
 def test_text_shows_without_javascript(browser: Browser, server: str, page_name: str) -> None:
-    if page_name == "search.html":
-        pytest.skip("a search in the browser is a script")
     with visit(browser, server, page_name, java_script_enabled=False) as (page, _):
         hidden = page.locator("article :is(p, li, pre, h1, h2, h3, td, dt, dd, img)").evaluate_all(
             """elements => elements
@@ -275,6 +273,20 @@ def test_external_links_are_listed() -> None:
     }
     listed = EXTERNAL_LINKS.read_text().splitlines()
     assert listed == sorted(found)
+
+
+@pytest.mark.parametrize("page_name", PAGES)
+def test_page_says_what_a_link_to_it_shows(page_name: str) -> None:
+    page, site = parse(page_name), f"https://{names(current())[1]}/"
+    content = {
+        meta.get("name") or meta.get("property"): meta["content"] for meta in page.select("meta")
+    }
+    assert page.select_one("title").text.startswith(page.select_one("h1").text.removesuffix("#"))
+    assert 40 < len(content["description"]) <= 200
+    assert content["og:description"] == content["description"]
+    assert content["og:title"] == page.select_one("h1").text.removesuffix("#")
+    assert content["og:url"] == page.select_one("[rel=canonical]")["href"] == site + page_name
+    assert (SITE / content["og:image"].removeprefix(site)).is_file()
 
 
 @every_page

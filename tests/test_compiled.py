@@ -189,7 +189,7 @@ def test_bad_losses_are_refused_before_anything_changed(refused, recorded_only):
     ("bad", "message"),
     [
         (lambda u: u.square().flatten(), r"loss 'pde' has shape \(8,\): reduce it to a scalar"),
-        (lambda u: u.detach().mean(), r"loss 'pde' has no graph \(requires_grad=False\): compute it"),
+        (lambda u: u.detach().mean(), r"loss 'pde' has no graph \(requires_grad=False\): compute"),
     ],
 )
 def test_a_loss_that_has_no_gradient_is_refused(refused, recorded_only, bad, message):

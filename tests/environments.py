@@ -21,15 +21,16 @@ def empty_environment(path: Path, *packages: str) -> Path:
     command = [python, "-m", "pip", "--quiet", "uninstall", "--yes", "setuptools"]
     subprocess.run(command, check=True)
     (site_packages,) = path.glob("lib/python*/site-packages")
-    names, done = list(packages), set()
-    while names:
-        installed = distribution(names.pop())
-        if installed.name in done:
+    wanted, done = [(package, "") for package in packages], set()
+    while wanted:
+        name, extra = wanted.pop()
+        installed = distribution(name)
+        if (installed.name, extra) in done:
             continue
-        done.add(installed.name)
+        done.add((installed.name, extra))
         for requirement in map(Requirement, installed.requires or []):
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                names.append(requirement.name)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                wanted += [(requirement.name, option) for option in ("", *requirement.extras)]
         for file in installed.files or []:
             source, target = Path(installed.locate_file(file)), site_packages / file
             if ".." not in file.parts and source.exists() and not target.exists():

@@ -2,6 +2,8 @@
 PYTHON ?= python3
 SEEDS ?= 10 11 12
 THREADS ?= 1
+MODULES ?=
+SEED ?= 0
 
 VENV := .venv
 PEERS := .venv-peers
@@ -12,7 +14,7 @@ JUPYTER_BOOK := $(BIN)/jupyter-book build -q -W -n --keep-going
 # Chapters and tests run side by side, one a core: more threads in each would only get in the way.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help book test test-peers refresh seeds benchmarks lint repo-url clean
+.PHONY: help book test test-peers refresh seeds benchmarks mutants lint repo-url clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -43,6 +45,9 @@ seeds: $(INSTALLED) ## execute the chapters with held-out seeds (SEEDS="10 11 12
 
 benchmarks: .venv-benchmarks/.installed ## measure pinnlib beside other libraries (half an hour; see benchmarks/README.md)
 	@.venv-benchmarks/bin/python -m benchmarks
+
+mutants: $(INSTALLED) ## break the package at random: do its tests notice? (MODULES="gradients step" SEED=0)
+	@$(BIN)/python tools/mutate.py $(MODULES) --seed $(SEED) --report _build/mutants.md
 
 lint: $(INSTALLED) ## check style and types only
 	@echo "Checking style …"

@@ -1,16 +1,20 @@
 """The gradient matrix of a loss with several terms, and statistics of its rows."""
 
-import math
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-# In the order of the API page. The rest is for the modules above this one.
+from pinnlib.parameters import Used, check_width, layers, trainable
+from pinnlib.residuals import NotFiniteError, check_differentiable, check_finite_losses
+
+# In the order of the API page. The rest is for the modules below this one.
 __all__ = ["gradient_matrix", "mean_abs", "max_abs", "l2_norm", "cosine", "layer_view"]  # noqa: RUF022
 
 
-def gradient_matrix(losses: Mapping[str, Tensor], params: Iterable[Tensor]) -> Tensor:
+def gradient_matrix(losses: Mapping[str, Tensor], params: nn.Module | Iterable[Tensor]) -> Tensor:
     r"""Gradients of all loss terms, one row a term: the matrix that all balancing starts from.
 
     .. math:: G = \begin{pmatrix} \nabla_\theta \mathcal L_1 \\ \vdots \\ \nabla_\theta \mathcal L_K
@@ -18,18 +22,19 @@ def gradient_matrix(losses: Mapping[str, Tensor], params: Iterable[Tensor]) -> T
 
     One backward pass a term. The graph that the terms share is kept until the last of them is
     done, and freed then. No ``.grad`` is written, and the result is detached. A parameter that a
-    term does not use has zeros in that term's row.
+    term does not use has zeros in that term's row. Hooks on a parameter act on each row.
 
     Args:
         losses: scalar loss of each term, by name, unweighted.
-        params: the parameters θ; frozen ones (``requires_grad`` off) are left out, and one that is
-            listed twice counts once.
+        params: the parameters θ, or their module; frozen ones (``requires_grad`` off) are left
+            out, and one that is listed twice counts once.
 
     Returns:
         ``(K, P)``, rows in the order of ``losses``, columns in the order of ``params``, each
         parameter flattened row by row.
 
     Raises:
+        TypeError: if a loss or a parameter is not a tensor.
         ValueError: if there is no term or no trainable parameter, if a loss is not a finite
             scalar, has no graph, or uses none of the parameters, or if a gradient is not finite.
 
@@ -39,121 +44,126 @@ def gradient_matrix(losses: Mapping[str, Tensor], params: Iterable[Tensor]) -> T
             [2., 4.]])
     """
     params = trainable(params)
-    check_losses(losses)
-    G, used = gradient_rows(losses, params)
+    check_differentiable(losses)
+    G, used = gradient_rows([([loss], None) for loss in losses.values()], params)
     check_used(losses, used)
+    check_finite_losses(losses)
     check_finite(losses, G)
     return G
 
 
+Row = tuple[Sequence[Tensor], Sequence[Tensor] | None]
+"""Outputs that are differentiated together, and what each is multiplied with (ones if None)."""
+
+
 def gradient_rows(
-    losses: Mapping[str, Tensor],
+    rows: Sequence[Row],
     params: Sequence[Tensor],
     *,
     retain_graph: bool = False,
     stack: tuple[int, ...] = (),
 ) -> tuple[Tensor, list[list[bool]]]:
-    """The gradient matrix, ``(K, P)``, and which of the parameters each term uses.
+    """One backward pass a row: the matrix ``(K, P)``, and which of the parameters each row uses.
 
-    The unchecked part of :func:`gradient_matrix`: it accepts a term that uses none of the
+    The unchecked part of :func:`gradient_matrix`: it accepts a row that uses none of the
     parameters, and gradients that are not finite. ``retain_graph`` keeps the graph of the last
-    term, too. For a stack of M networks, ``stack`` is ``(M,)``: losses are ``(M,)``, parameters
-    ``(M, …)``, and the matrix is ``(M, K, P)``.
+    row, too. For a stack of M networks, ``stack`` is ``(M,)``, outputs and parameters start with
+    M, and the matrix is ``(M, K, P)``.
     """
-    rows = [
-        torch.autograd.grad(
-            loss.sum(), params, retain_graph=retain_graph or k < len(losses), allow_unused=True
-        )
-        for k, loss in enumerate(losses.values(), start=1)
-    ]
-    used = [[g is not None for g in row] for row in rows]
-    entries = [
-        (torch.zeros_like(p) if g is None else g).reshape(*stack, -1)
-        for row in rows
-        for g, p in zip(row, params, strict=True)
-    ]
-    # One copy for all rows, and none of the graph: autograd gives tensors of their own.
-    return torch.cat(entries, dim=-1).reshape(*stack, len(losses), -1), used
-
-
-def trainable(params: Iterable[Tensor]) -> list[Tensor]:
-    """The parameters that are not frozen, shared ones once; a ValueError if none is left."""
-    kept = list(dict.fromkeys(p for p in params if p.requires_grad))
-    if not kept:
-        raise ValueError("there is no trainable parameter: pass some with requires_grad=True")
-    return kept
-
-
-def check_losses(losses: Mapping[str, Tensor], stack: tuple[int, ...] = ()) -> None:
-    """Raise a ValueError that names the term if a loss is not a finite scalar with a graph."""
-    check_differentiable(losses, stack)
-    for term, loss in losses.items():
-        check_loss_value(term, loss)
-
-
-def check_differentiable(losses: Mapping[str, Tensor], stack: tuple[int, ...] = ()) -> None:
-    """The part of :func:`check_losses` that reads no value, so that it can be recorded."""
-    if not losses:
-        raise ValueError("losses is empty: pass one scalar loss for each term")
-    for term, loss in losses.items():
-        if loss.shape != stack and (stack or loss.numel() != 1):
-            wanted = f"one scalar for each network, {stack}" if stack else "a scalar"
-            raise ValueError(f"loss {term!r} has shape {tuple(loss.shape)}: reduce it to {wanted}")
-        if not loss.requires_grad:
-            raise ValueError(
-                f"loss {term!r} has no graph (requires_grad=False): "
-                "compute it from the model's output, without detach() or no_grad()"
+    gradients = []
+    for k, (outputs, seeds) in enumerate(rows, start=1):
+        gradients.append(
+            torch.autograd.grad(
+                outputs,
+                params,
+                [torch.ones_like(y) for y in outputs] if seeds is None else seeds,
+                retain_graph=retain_graph or k < len(rows),
+                allow_unused=True,
             )
-
-
-def check_loss_value(term: str, loss: Tensor) -> None:
-    """Raise a ValueError that names the term if its loss is infinite or undefined."""
-    if not _all_finite(loss):
-        raise ValueError(
-            f"loss {term!r} is {loss.tolist()}: lower the learning rate or check its inputs"
         )
+    used = [[g is not None for g in row] for row in gradients]
+    entries = []
+    for row in gradients:
+        for g, p in zip(row, params, strict=True):
+            if g is not None and g.layout != torch.strided:
+                raise ValueError(
+                    f"a parameter {tuple(p.shape)} has a sparse gradient: build its layer with "
+                    "sparse=False"
+                )
+            entries.append((torch.zeros_like(p) if g is None else g).reshape(*stack, -1))
+    # One copy for all rows, and none of the graph: autograd gives tensors of their own.
+    return torch.cat(entries, dim=-1).reshape(*stack, len(rows), -1), used
 
 
-def check_used(losses: Iterable[str], used: Iterable[Sequence[bool]]) -> None:
+def check_used(losses: Iterable[str], used: Used) -> None:
     """Raise a ValueError that names the term if it uses none of the parameters."""
     for term, row in zip(losses, used, strict=True):
         if not any(row):
             raise ValueError(
-                f"loss {term!r} uses none of the parameters: compute it from the model's output"
+                f"loss {term!r} uses none of the parameters: compute it from the model's output "
+                "(and checkpoint layers with use_reentrant=False)"
             )
+
+
+def is_finite(x: Tensor) -> Tensor:
+    """Whether all entries of the last axis are finite, ``(…, n)`` to ``(…)``, without the host."""
+    # Four times faster than isfinite(x).all(-1): x - x is zero, or undefined.
+    return (x - x).sum(dim=-1) == 0
+
+
+def check_matrix(terms: Sequence[str], G: Tensor) -> None:
+    """Raise an error if G is no matrix of real numbers with a row for each term."""
+    if not isinstance(G, Tensor) or not G.is_floating_point():
+        kind = G.dtype if isinstance(G, Tensor) else type(G).__name__
+        raise TypeError(f"G is a {kind}: pass a tensor of real floating-point numbers")
+    if G.ndim < 2 or G.shape[-2] != len(terms) or not G.shape[-1]:
+        raise ValueError(
+            f"G has shape {tuple(G.shape)}: it needs one row for each of {list(terms)}, and a "
+            "column for each parameter"
+        )
 
 
 def check_finite(terms: Iterable[str], G: Tensor, step: int | None = None) -> None:
     """Raise a ValueError that names the first term with an infinite or undefined gradient."""
-    if _all_finite(G):
-        return
-    for term, row in zip(terms, G.unbind(-2), strict=True):
-        bad = row[~torch.isfinite(row)]
-        if bad.numel():
+    for term, row in zip(terms, G.detach().unbind(-2), strict=True):
+        if not is_finite(row).all():
+            bad = row[~row.isfinite()]
             at = "" if step is None else f" at step {step}"
-            raise ValueError(
+            raise NotFiniteError(
                 f"gradient of loss {term!r}{at} has {bad.numel()} of {row.numel()} entries that "
                 f"are not finite, such as {bad[0].item()}: "
                 "lower the learning rate or check the derivatives"
             )
 
 
-def _all_finite(x: Tensor) -> bool:
-    # An undefined entry makes both ends undefined. Ten times faster than isfinite(x).all().
-    return all(math.isfinite(end.item()) for end in torch.aminmax(x.detach()))
+def mean_abs(G: Tensor, used: Tensor | None = None) -> Tensor:
+    r"""Mean of absolute values over the entries that the row uses; ``(…, P)`` to ``(…)``.
 
+    .. math:: \frac1{|U_k|} \sum_{i \in U_k} |G_{ki}|
 
-def mean_abs(G: Tensor) -> Tensor:
-    r"""Mean of absolute values, :math:`\frac1P\sum_i |G_{ki}|`; ``(…, P)`` to ``(…)``.
+    Args:
+        G: rows ``(…, P)``.
+        used: which entries each row uses, ``(…, P)``, the others being zero; all by default.
 
     >>> mean_abs(torch.tensor([[3.0, -4.0]]))
     tensor([3.5000])
+    >>> mean_abs(torch.tensor([3.0, 0.0]), used=torch.tensor([True, False]))
+    tensor(3.)
     """
-    return G.abs().mean(dim=-1)
+    # Added up in double precision, where the sum does not overflow, if the device has it.
+    wide = G.dtype if G.device.type == "mps" else torch.float64
+    mean = G.abs().mean(dim=-1, dtype=wide)
+    if used is not None:
+        mean = mean * G.shape[-1] / used.sum(dim=-1).clamp(min=1)
+    return mean.to(G.dtype)
 
 
-def max_abs(G: Tensor) -> Tensor:
+def max_abs(G: Tensor, used: Tensor | None = None) -> Tensor:
     r"""Largest absolute value, :math:`\max_i |G_{ki}|`; ``(…, P)`` to ``(…)``.
+
+    Args:
+        G: rows ``(…, P)``.
+        used: makes no difference, as unused entries are zero.
 
     >>> max_abs(torch.tensor([[3.0, -4.0]]))
     tensor([4.])
@@ -161,8 +171,12 @@ def max_abs(G: Tensor) -> Tensor:
     return G.abs().amax(dim=-1)
 
 
-def l2_norm(G: Tensor) -> Tensor:
+def l2_norm(G: Tensor, used: Tensor | None = None) -> Tensor:
     r"""Euclidean norm, :math:`\sqrt{\sum_i G_{ki}^2}`; ``(…, P)`` to ``(…)``.
+
+    Args:
+        G: rows ``(…, P)``.
+        used: makes no difference, as unused entries are zero.
 
     >>> l2_norm(torch.tensor([[3.0, -4.0]]))
     tensor([5.])
@@ -215,21 +229,19 @@ def layer_view(G: Tensor, named_params: Iterable[tuple[str, Tensor]]) -> dict[st
         ``(…, p)`` for each layer of p parameters, by layer name.
 
     Raises:
-        ValueError: if the parameters do not add up to P.
+        ValueError: if the parameters do not add up to P, or those of a layer stand apart.
 
     >>> layer = torch.nn.Linear(2, 3)
     >>> view = layer_view(torch.zeros(2, 9), layer.named_parameters(prefix="first"))
     >>> {name: tuple(columns.shape) for name, columns in view.items()}
     {'first': (2, 9)}
     """
-    sizes: dict[str, int] = {}
-    for name, p in named_params:
-        if p.requires_grad:
-            layer = name.rpartition(".")[0]
-            sizes[layer] = sizes.get(layer, 0) + p.numel()
-    if sum(sizes.values()) != G.shape[-1]:
-        raise ValueError(
-            f"G has {G.shape[-1]} columns, but the parameters have {sum(sizes.values())} entries: "
-            "pass those that G was computed for"
-        )
-    return dict(zip(sizes, G.split(list(sizes.values()), dim=-1), strict=True))
+    found = layers(named_params)
+    check_width(G, sum(stop - start for parts in found.values() for start, stop, _ in parts))
+    view = {}
+    for name, parts in found.items():
+        start, stop = parts[0][0], parts[-1][1]
+        if sum(b - a for a, b, _ in parts) != stop - start:
+            raise ValueError(f"the parameters of layer {name!r} stand apart: pass them in order")
+        view[name] = G[..., start:stop]
+    return view

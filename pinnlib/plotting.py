@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import html
-from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pinnlib.derivatives import Model
+from pinnlib.evaluation import placement, predict, reference_values
 from pinnlib.problems import Problem
 
 COLORS = {
@@ -32,30 +28,46 @@ COLORS = {
 
 
 def plot_solution(problem: Problem, model: Model, n: int = 100) -> Figure:
-    """Draw exact solution, prediction and absolute error side by side, for two inputs.
+    """Draw reference solution, prediction and absolute error side by side, for two inputs.
 
-    Exact solution and prediction share one colour scale, so that they can be compared; values of
-    the prediction outside it are drawn in the end colours.
+    Reference and prediction share one colour scale, so that they can be compared; values of the
+    prediction outside it are drawn in the end colours, and where it is not finite there are gaps.
 
     Args:
-        problem: gives the domain and the exact solution.
+        problem: gives the domain and the reference solution.
         model: maps points ``(N, 2)`` to values ``(N, 1)``.
         n: grid points along each input.
+
+    Raises:
+        ValueError: if the problem has no reference, other than 2 inputs or 1 output, or no value
+            of the prediction is finite.
 
     >>> from pinnlib.problems import KleinGordon
     >>> figure = plot_solution(KleinGordon(), lambda x: 0 * x[:, :1], n=20)
     >>> [ax.get_title() for ax in figure.axes[:3]]
-    ['exact $u$', 'prediction $u_θ$', 'error $|u_θ - u|$']
+    ['reference $u$', 'prediction $u_θ$', 'error $|u_θ - u|$']
     """
-    x = problem.grid(n)
+    if len(problem.domain) != 2:
+        raise ValueError(f"the problem has {len(problem.domain)} inputs: maps are drawn for 2")
+    x = problem.grid(n, **placement(model))
+    u = reference_values(problem, x)
+    if u.shape != (len(x), 1):
+        raise ValueError(f"the reference has shape {tuple(u.shape)}: maps are drawn of one output")
     with torch.no_grad():
-        exact, prediction = (f(x).reshape(n, n).T.cpu().numpy() for f in (problem.exact, model))
+        u_model = predict(model, x, 1)
+    if u_model.ndim != 2:
+        raise ValueError(
+            f"the prediction has shape {tuple(u_model.shape)}: pass one network, not a stack"
+        )
+    exact, prediction = (v.cpu().to(u.dtype).reshape(n, n).T.numpy() for v in (u, u_model))
+    if not np.isfinite(prediction).any():
+        raise ValueError(f"no value of the prediction is finite, such as {prediction[0, 0]}")
     error = np.abs(prediction - exact)
     limit = np.abs(exact).max()
     figure, axes = plt.subplots(1, 3, figsize=(7, 2.5), sharey=True)
     extent = [bound for interval in problem.domain for bound in interval]
     panels: dict[str, tuple[NDArray[Any], dict[str, Any]]] = {
-        "exact $u$": (exact, {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}),
+        "reference $u$": (exact, {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}),
         "prediction $u_θ$": (prediction, {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}),
         "error $|u_θ - u|$": (error, {"cmap": "viridis", "vmin": 0}),
     }
@@ -76,10 +88,14 @@ def plot_runs(
     Args:
         ax: where to draw.
         steps: recorded steps, ``(T,)``.
-        runs: a value for each seed and recorded step, ``(M, T)``; the band goes from the least to
-            the greatest.
+        runs: a value for each seed and recorded step, ``(M, T)``, or ``(T,)`` for one run; the
+            band goes from the least to the greatest. What is not finite is left out, so where a
+            run diverged, the rest is drawn.
         label: the method's name in the legend.
         color: its colour, such as one of ``COLORS``; the next of the cycle by default.
+
+    Raises:
+        ValueError: if ``runs`` does not have a value for each step.
 
     >>> _, ax = plt.subplots()
     >>> runs = [[6.0, 0.5], [7.0, 0.2], [5.0, 0.4]]
@@ -87,11 +103,15 @@ def plot_runs(
     >>> ax.lines[0].get_ydata().tolist()
     [6.0, 0.4]
     """
-    values = np.asarray(runs)
-    (line,) = ax.plot(np.asarray(steps), np.median(values, axis=0), label=label, color=color)
-    ax.fill_between(
-        np.asarray(steps), values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2
-    )
+    steps, values = np.asarray(steps), np.ma.masked_invalid(np.atleast_2d(runs))
+    if values.ndim != 2 or values.shape[1:] != steps.shape:
+        raise ValueError(
+            f"runs has shape {np.shape(runs)} for {steps.size} steps: pass (M, T), a row a run"
+        )
+    median = np.ma.median(values, axis=0)  # type: ignore[no-untyped-call]
+    (line,) = ax.plot(steps, median, label=label, color=color)
+    band = values.min(axis=0), values.max(axis=0)
+    ax.fill_between(steps, *band, color=line.get_color(), alpha=0.2)
     ax.set_yscale("log")
 
 
@@ -109,6 +129,10 @@ def plot_gradient_histograms(
             no logarithm and are left out.
         terms: names of the K rows.
 
+    Raises:
+        ValueError: if there is no snapshot, their layers differ, a layer does not have a row for
+            each term, or an entry is not finite.
+
     >>> generator = torch.Generator().manual_seed(0)
     >>> first, last = torch.randn(2, 2, 50, generator=generator)
     >>> snapshots = {0: {"first": first, "last": last}}
@@ -116,6 +140,7 @@ def plot_gradient_histograms(
     >>> [ax.get_title() for ax in figure.axes]
     ['first', 'last']
     """
+    _check_snapshots(snapshots, terms)
     layers = list(next(iter(snapshots.values())))
     figure, axes = plt.subplots(
         len(snapshots),
@@ -157,47 +182,21 @@ def plot_gradient_histograms(
     return figure
 
 
-class Film:
-    """A moving picture that a notebook shows without a script.
-
-    Who asks for reduced motion sees the last frame instead; everybody can fold the film to stop it.
-
-    Args:
-        figure: what moves; it is closed afterwards, so that it is not shown once more.
-        draw: changes the figure, given the number of the frame.
-        frames: number of frames.
-        alt: what the film shows, for those who cannot see it.
-        fps: frames per second.
-
-    >>> figure, ax = plt.subplots(figsize=(2, 1))
-    >>> (line,) = ax.plot([0, 1], [0, 1])
-    >>> def draw(frame):
-    ...     line.set_ydata([0, frame])
-    >>> Film(figure, draw, frames=3, alt="A line that turns.")
-    A line that turns.
-    """
-
-    def __init__(
-        self, figure: Figure, draw: Callable[[int], None], frames: int, *, alt: str, fps: int = 5
-    ) -> None:
-        self.alt = alt
-        with TemporaryDirectory() as folder:
-            moving, still = Path(folder, "moving.webp"), Path(folder, "still.webp")
-            FuncAnimation(figure, draw, frames).save(moving, PillowWriter(fps))
-            figure.savefig(still)
-            self.moving, self.still = moving.read_bytes(), still.read_bytes()
-        plt.close(figure)
-
-    def __repr__(self) -> str:
-        return self.alt
-
-    def _repr_html_(self) -> str:
-        moving, still = (
-            f"data:image/webp;base64,{b64encode(picture).decode()}"
-            for picture in (self.moving, self.still)
-        )
-        return (
-            "<details open><summary>Film (fold to stop it)</summary><picture>"
-            f'<source media="(prefers-reduced-motion: reduce)" srcset="{still}">'
-            f'<img src="{moving}" alt="{html.escape(self.alt)}"></picture></details>'
-        )
+def _check_snapshots(snapshots: Mapping[int, Mapping[str, Tensor]], terms: Sequence[str]) -> None:
+    if not snapshots:
+        raise ValueError("snapshots is empty: pass the layers' columns of one step or more")
+    layers = list(next(iter(snapshots.values())))
+    for step, view in snapshots.items():
+        if list(view) != layers:
+            raise ValueError(f"step {step} has layers {list(view)}: pass {layers} at each step")
+        for layer, columns in view.items():
+            if columns.ndim != 2 or len(columns) != len(terms):
+                raise ValueError(
+                    f"layer {layer!r} at step {step} has shape {tuple(columns.shape)} for "
+                    f"{len(terms)} terms: pass (K, p), a row a term"
+                )
+            if not columns.isfinite().all():
+                raise ValueError(
+                    f"layer {layer!r} at step {step} has entries that are not finite: "
+                    "leave the step out"
+                )

@@ -1,544 +1,204 @@
-"""Training with balanced gradients, and measuring the result."""
+"""Training with balanced gradients: one network, or one for each of many seeds at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import compress
-from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from pinnlib.balancing import GradientBalancer
-from pinnlib.compiled import Batch, CompiledGradients, Recorded
-from pinnlib.derivatives import Model
-from pinnlib.gradients import (
-    check_differentiable,
-    check_finite,
-    check_loss_value,
-    check_losses,
-    check_used,
-    gradient_rows,
-    mean_abs,
-    trainable,
-)
-from pinnlib.networks import MLP, StackedMLP
+from pinnlib.history import History, Observation
+from pinnlib.loop import adam, decay, run_loop
+from pinnlib.networks import MLP, Stacked
 from pinnlib.problems import Problem
-
-
-def balanced_backward(
-    losses: Mapping[str, Tensor], params: Iterable[Tensor], balancer: GradientBalancer
-) -> dict[str, float]:
-    r"""Take the place of ``loss.backward()``: add the balanced gradient to every ``.grad``.
-
-    .. math:: \nabla_\theta \sum_k \lambda_k \mathcal L_k = \sum_k \lambda_k G_k = \lambda G.
-
-    The rows of G that the balancer measured are reused, so there is one backward pass a term and
-    no more. As with ``backward``, gradients add up until ``optimizer.zero_grad()``.
-
-    Args:
-        losses: unweighted scalar loss of each of the balancer's terms, by name.
-        params: the parameters to differentiate by; frozen ones are left out. A parameter that is
-            not among them gets no gradient.
-        balancer: turns the gradient matrix into weights.
-
-    Returns:
-        The weights used, by term.
-
-    Raises:
-        ValueError: if the names differ from the balancer's, or for the reasons given for
-            :func:`pinnlib.gradients.gradient_matrix`. Nothing has changed then.
-
-    >>> theta = torch.tensor([1.0, 3.0], requires_grad=True)
-    >>> losses = {"data": theta.sum(), "pde": (theta**2).sum()}
-    >>> balanced_backward(losses, [theta], GradientBalancer.simplified(alpha=0.5))
-    {'data': 1.0, 'pde': 0.625}
-    >>> theta.grad
-    tensor([2.2500, 4.7500])
-    """
-    _check_terms(losses, balancer.terms)
-    losses = {term: losses[term] for term in balancer.terms}
-    params = trainable(params)
-    check_losses(losses)
-    G, used = gradient_rows(losses, params)
-    check_used(losses, used)
-    weights = balancer.update(G)
-    _accumulate(params, weights.to(G) @ G, used)
-    return dict(zip(balancer.terms, weights.tolist(), strict=True))
-
-
-def compiled_backward(
-    losses: Callable[[Batch], Mapping[str, Tensor]],
-    params: Iterable[Tensor],
-    balancer: GradientBalancer,
-) -> Callable[[Batch], tuple[dict[str, Tensor], dict[str, float]]]:
-    r"""Compile losses and their gradients, to be called in place of :func:`balanced_backward`.
-
-    .. math:: \nabla_\theta \sum_k \lambda_k \mathcal L_k = \lambda G.
-
-    Args:
-        losses: turns a batch into the unweighted scalar loss of each of the balancer's terms; see
-            :class:`pinnlib.compiled.CompiledGradients` for what it may do.
-        params: the parameters to differentiate by; those that are frozen now are left out. Freeze
-            none afterwards.
-        balancer: turns the gradient matrix into weights.
-
-    Returns:
-        A function that takes a batch, adds the balanced gradient to every ``.grad``, and returns
-        the losses (detached) and the weights used, by term. Its first call compiles.
-
-    Raises:
-        ValueError: as :func:`balanced_backward`, by the returned function.
-
-    >>> theta = torch.tensor([1.0, 3.0], requires_grad=True)
-    >>> def losses(batch):
-    ...     return {"data": (batch["x"] * theta).sum(), "pde": (theta**2).sum()}
-    >>> balancer = GradientBalancer.simplified(alpha=0.5)
-    >>> backward = compiled_backward(losses, [theta], balancer)
-    >>> values, weights = backward({"x": torch.ones(2)})
-    >>> weights
-    {'data': 1.0, 'pde': 0.625}
-    >>> theta.grad
-    tensor([2.2500, 4.7500])
-    """
-    ordered, params = _in_order(losses, balancer.terms), trainable(params)
-    used: list[list[bool]] = []
-
-    def step(batch: Batch, weights: Tensor, first_ratio: Tensor, due: Tensor) -> tuple[Any, ...]:
-        values = ordered(batch)
-        check_differentiable(values)
-        G, used[:] = gradient_rows(values, params)
-        check_used(values, used)
-        followed = balancer.follow(G, weights, first_ratio)
-        weights = torch.where(due, followed[0], weights)
-        first_ratio = torch.where(due, followed[1], first_ratio)
-        details = {term: value.detach() for term, value in values.items()}
-        return details, G, weights, first_ratio, weights.to(G) @ G
-
-    recorded = Recorded(step)
-
-    def backward(batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
-        state = balancer.weights, balancer.first_ratio, torch.tensor(balancer.due, device="cpu")
-        values, G, weights, first_ratio, direction = recorded(batch, *state)
-        for term, value in values.items():
-            check_loss_value(term, value)
-        check_finite(values, G, balancer.step)
-        balancer.weights, balancer.first_ratio = weights, first_ratio
-        balancer.step += 1
-        _accumulate(params, direction, used)
-        return values, dict(zip(values, weights.tolist(), strict=True))
-
-    return backward
-
-
-def _in_order(
-    losses: Callable[[Batch], Mapping[str, Tensor]], terms: Sequence[str]
-) -> Callable[[Batch], dict[str, Tensor]]:
-    """The same losses in the order of the terms, refused if their names differ."""
-
-    def ordered(batch: Batch) -> dict[str, Tensor]:
-        values = losses(batch)
-        _check_terms(values, terms)
-        return {term: values[term] for term in terms}
-
-    return ordered
-
-
-def _accumulate(
-    params: Sequence[Tensor], direction: Tensor, used: Sequence[Sequence[bool]]
-) -> None:
-    """Add a flat gradient ``(…, P)`` to the ``.grad`` of those parameters that some term uses."""
-    stack = direction.shape[:-1].numel()
-    flats = direction.split([p.numel() // stack for p in params], dim=-1)
-    for p, flat, *is_used in zip(params, flats, *used, strict=True):
-        if any(is_used):
-            gradient = flat.reshape(p.shape).to(p.dtype)
-            if gradient.stride() != p.stride():  # a fused optimizer reads both in one order
-                gradient = torch.empty_like(p).copy_(gradient)
-            p.grad = gradient if p.grad is None else p.grad + gradient
-
-
-def _shares_used(used: Sequence[Sequence[bool]], params: Sequence[Tensor]) -> list[float]:
-    """Share of the entries of the parameters that each term uses."""
-    sizes = [p.numel() for p in params]
-    return [sum(compress(sizes, row)) / sum(sizes) for row in used]
-
-
-class AdaptivePINN:
-    r"""A network with the weight of its PDE term, and the training step that balances both terms.
-
-    The simplified learning-rate annealing: with :math:`S` the mean absolute value,
-
-    .. math::
-
-        \hat\lambda &= \frac{S(\nabla_\theta \mathcal L_\text{data})}
-        {S(\nabla_\theta \mathcal L_\text{pde})}, \\
-        \lambda_\text{pde} &\leftarrow (1-\alpha)\,\lambda_\text{pde} + \alpha\,\hat\lambda, \\
-        \mathcal L &= \mathcal L_\text{data} + \lambda_\text{pde} \mathcal L_\text{pde}.
-
-    If the PDE gradient is exactly zero, :math:`\hat\lambda = 1`. A simplification of
-    :cite:t:`wang2021`.
-
-    Args:
-        model: any module; its trainable parameters are measured.
-        alpha: α, the weight of the *new* value, in (0, 1].
-
-    Raises:
-        ValueError: if ``alpha`` is out of range or the model has no trainable parameter.
-
-    >>> model = torch.nn.Linear(1, 1)
-    >>> pinn = AdaptivePINN(model)
-    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    >>> u = model(torch.ones(1, 1))
-    >>> loss = (u - 1).square().mean()
-    >>> _, lambda_pde = pinn.train_step_with_balance(optimizer, loss, 100 * loss)
-    >>> print(f"{lambda_pde:.3f}")
-    0.109
-    """
-
-    def __init__(self, model: nn.Module, alpha: float = 0.9) -> None:
-        trainable(model.parameters())
-        self.model = model
-        self.balancer = GradientBalancer.simplified(alpha=alpha)
-
-    @property
-    def lambda_pde(self) -> float:
-        """Current weight of the PDE term; 1.0 at the start."""
-        return self.balancer.weights[1].item()
-
-    def get_grad_norm(self, loss: Tensor, params: Iterable[Tensor]) -> float:
-        r"""Mean absolute value of the gradient of a loss; the graph is kept for the next call.
-
-        .. math:: \frac1P \sum_{i=1}^P \left|\frac{\partial\mathcal L}{\partial\theta_i}\right|
-
-        Args:
-            loss: a scalar.
-            params: parameters to differentiate by. Those that the loss does not use are skipped.
-
-        Returns:
-            The mean over the P entries of the parameters used; 0.0 if none is used.
-
-        Raises:
-            ValueError: if the loss is not a finite scalar with a graph, a gradient is not finite,
-                or ``params`` has no trainable parameter.
-
-        >>> model = torch.nn.Linear(1, 1)
-        >>> loss = 3 * model.weight.sum() + model.bias.sum()
-        >>> AdaptivePINN(model).get_grad_norm(loss, model.parameters())
-        2.0
-        """
-        params = trainable(params)
-        check_losses({"loss": loss})
-        G, used = gradient_rows({"loss": loss}, params, retain_graph=True)
-        check_finite(["loss"], G)
-        (share,) = _shares_used(used, params)
-        return mean_abs(G).item() / share if share > 0 else 0.0
-
-    def train_step_with_balance(
-        self, optimizer: torch.optim.Optimizer, loss_data: Tensor, loss_pde: Tensor
-    ) -> tuple[float, float]:
-        """Measure both gradients, update the weight, and step along the balanced gradient.
-
-        The total loss is never differentiated: its gradient is made of the two that were measured,
-        so the graph is walked twice, not three times. What else the optimizer trains, such as an
-        unknown coefficient of the equation, gets the gradient of the total loss, but does not count
-        in the norms.
-
-        Args:
-            optimizer: holds the parameters of the model; its gradients are set anew. Its step must
-                take no closure, so L-BFGS does not fit.
-            loss_data: unweighted data loss, a scalar.
-            loss_pde: unweighted PDE loss, a scalar.
-
-        Returns:
-            The total loss with the updated weight, and that weight.
-
-        Raises:
-            ValueError: if a loss is not a finite scalar with a graph, or a gradient is not finite.
-                The weight, the parameters and the optimizer are then as they were.
-        """
-        params = trainable(self.model.parameters())
-        own = {id(p) for p in params}
-        trained = (p for group in optimizer.param_groups for p in group["params"])
-        others = [p for p in trained if p.requires_grad and id(p) not in own]
-        losses = {"data": loss_data, "pde": loss_pde}
-        check_losses(losses)
-        G, used = gradient_rows(losses, [*params, *others])
-        check_finite(losses, G, self.balancer.step)
-        own_columns = G[:, : sum(p.numel() for p in params)]
-        shares = _shares_used([row[: len(params)] for row in used], params)
-        if min(shares) < 1:  # a mean over all entries becomes the mean over the entries used
-            own_columns = own_columns / G.new_tensor([share or 1 for share in shares])[:, None]
-        weights = self.balancer.update(own_columns)
-        optimizer.zero_grad()
-        _accumulate([*params, *others], weights.to(G) @ G, used)
-        optimizer.step()
-        lambda_pde = weights[1].item()
-        return loss_data.item() + lambda_pde * loss_pde.item(), lambda_pde
-
-
-Weights = GradientBalancer | Mapping[str, float | Tensor]
-"""A balancer, or a constant weight for each term (all 1 gives a plain PINN)."""
-
-
-@dataclass
-class History:
-    """What :func:`train` recorded at T steps, or :func:`train_many` for each of M seeds.
-
-    Step s stands for the network after s updates; losses and weights are those of the s-th update.
-
-    >>> from pinnlib.problems import Helmholtz
-    >>> balancer = GradientBalancer.simplified()
-    >>> _, history = train_many(
-    ...     Helmholtz(), balancer, seeds=[0, 1], steps=3, record_every=1
-    ... )
-    >>> weights, losses = history.weights, history.losses
-    >>> total = sum(weights[term] * losses[term] for term in losses)
-    >>> history.steps.tolist(), total.shape
-    ([1, 2, 3], (2, 3))
-    """
-
-    steps: NDArray[np.int64]
-    """Recorded steps, ``(T,)``."""
-    losses: dict[str, NDArray[np.float64]]
-    """*Unweighted* losses by term, ``(T,)`` or ``(M, T)``."""
-    weights: dict[str, NDArray[np.float64]]
-    """What the losses were multiplied with, by term, ``(T,)`` or ``(M, T)``."""
-    errors: NDArray[np.float64]
-    """Relative :math:`L_2` errors, ``(T,)`` or ``(M, T)``."""
-    seconds: NDArray[np.float64]
-    """Training time up to each recorded step, recording left out, ``(T,)``."""
+from pinnlib.step import Batch, Weights, eager
 
 
 def train(
     problem: Problem,
     model: nn.Module,
-    weights: Weights,
+    balancer: Weights,
     *,
     steps: int,
     generator: torch.Generator,
-    n: int = 128,
-    learning_rate: float = 1e-3,
+    n: int | Mapping[str, int] = 128,
+    sample: Callable[[torch.Generator], Batch] | None = None,
+    optimizer: Callable[[Sequence[Tensor]], Optimizer] = adam,
+    schedule: Callable[[Optimizer], LRScheduler] = decay,
     record_every: int = 100,
-    compiled: bool = False,
+    observe: Callable[[Observation], None] | None = None,
+    run: Callable[[Callable[..., Any]], Callable[..., Any]] = eager,
 ) -> History:
-    """Train a network with Adam, either with balanced or with constant weights.
+    """Train a network, with balanced or with constant weights, on the device where it is.
 
-    The learning rate is multiplied by 0.9 every 1000 steps; points are drawn anew at every step. A
-    progress bar goes to a terminal; elsewhere nothing is printed.
+    Points are drawn anew at every step. A progress bar goes to a terminal; elsewhere nothing is
+    printed. Where a loss, a gradient or a weight is not finite, training stops with a warning, and
+    what was recorded is returned. Any other error carries the record as its attribute ``history``.
 
     Args:
-        problem: gives points, losses and the exact solution.
-        model: maps points ``(N, d)`` to values ``(N, 1)``; trained in place.
-        weights: a balancer, or a constant weight for each term (all 1: a plain PINN).
+        problem: gives points, residuals and, if it has one, the reference solution.
+        model: maps points ``(N, d)`` to values ``(N, m)``; trained in place.
+        balancer: a balancer, or a constant weight for each term (all 1: a plain PINN).
         steps: number of optimizer steps.
-        generator: source of the points.
-        n: points for each set of points.
-        learning_rate: Adam's, at the start.
+        generator: source of the points, best on the model's device.
+        n: points for each set of points, or a number for each, by name.
+        sample: draws the points of a step from the generator; ``problem.sample`` by default.
+        optimizer: makes the optimizer from the parameters. Its step must take no closure.
+        schedule: makes the learning-rate schedule from the optimizer.
         record_every: steps between two entries of the history; the last step is always one.
-        compiled: compile the losses and gradients first, see
-            :class:`pinnlib.compiled.CompiledGradients`. It takes some seconds, and pays for
-            trainings of thousands of steps.
+        observe: called in every step, before the optimizer moves, with what the step has measured.
+        run: :func:`pinnlib.step.eager`, or :class:`pinnlib.recording.Recorded` for machine code,
+            which takes some seconds at first and pays for trainings of thousands of steps.
 
     Returns:
         The history of losses, weights and errors.
 
     Raises:
+        TypeError: if the optimizer's step takes a closure.
         ValueError: if ``steps`` or ``record_every`` is not positive, if ``n`` is too small for the
-            problem's boundary, if ``weights`` does not name exactly the problem's terms, or for the
-            reasons given for :func:`balanced_backward`.
+            problem's boundary, if the balancer does not name exactly the problem's terms, or as
+            :class:`pinnlib.step.Step` before anything was recorded.
 
     >>> from pinnlib.problems import Helmholtz
     >>> problem, generator = Helmholtz(), torch.Generator().manual_seed(0)
     >>> model = MLP(problem.domain, generator=generator)
-    >>> weights = {"data": 100.0, "pde": 1.0}
     >>> history = train(
-    ...     problem, model, weights, steps=30, generator=generator, record_every=10
+    ...     problem,
+    ...     model,
+    ...     {"data": 100.0, "pde": 1.0},
+    ...     steps=30,
+    ...     generator=generator,
+    ...     record_every=10,
     ... )
     >>> history.steps.tolist(), history.errors.shape
     ([10, 20, 30], (3,))
     """
-
-    def sample() -> dict[str, Tensor]:
-        return problem.sample(n, generator)
-
-    return _train(problem, model, weights, sample, (), steps, learning_rate, record_every, compiled)
+    draw = sample or (lambda g: problem.sample(n, g))
+    return run_loop(
+        problem,
+        model,
+        balancer,
+        lambda: draw(generator),
+        names=["the network"],
+        stack=(),
+        steps=steps,
+        optimizer=optimizer,
+        schedule=schedule,
+        record_every=record_every,
+        observe=observe,
+        run=run,
+    )
 
 
 def train_many(
     problem: Problem,
-    weights: Weights,
+    balancer: Weights,
     *,
-    seeds: Sequence[int],
+    seeds: Iterable[int],
     steps: int,
-    n: int = 128,
-    learning_rate: float = 1e-3,
+    n: int | Mapping[str, int] = 128,
+    network: Callable[[torch.Generator], nn.Module] | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    sample: Callable[[torch.Generator], Batch] | None = None,
+    optimizer: Callable[[Sequence[Tensor]], Optimizer] = adam,
+    schedule: Callable[[Optimizer], LRScheduler] = decay,
     record_every: int = 100,
-    compiled: bool = False,
-) -> tuple[StackedMLP, History]:
+    observe: Callable[[Observation], None] | None = None,
+    run: Callable[[Callable[..., Any]], Callable[..., Any]] = eager,
+) -> tuple[Stacked, History]:
     """Train one network a seed, all at once: the same numbers as one :func:`train` each, sooner.
 
     Seed s draws the initial network and then the points from one generator, so its run equals
 
     ``generator = torch.Generator().manual_seed(s)`` and
-    ``train(problem, MLP(problem.domain, generator=generator), weights, generator=generator, …)``
+    ``train(problem, MLP(problem.domain, generator=generator), balancer, generator=generator, …)``
 
     up to rounding. Numbers of the weights may differ from seed to seed, which trains many settings
-    at once: a constant weight of shape ``(M,)``, or a balancer's ``alpha`` of shape ``(M, 1)``.
+    at once: a constant weight of shape ``(M,)``, or a rule's ``alpha`` of shape ``(M, 1)``. A
+    network that fails stops where it is, a warning names its seed, and the others go on.
 
     Args:
-        problem: gives points, losses and the exact solution.
-        weights: as for :func:`train`.
+        problem: as for :func:`train`, like all that is not named here.
+        balancer: as for :func:`train`.
         seeds: M seeds; one may stand there more than once, for several settings.
-        steps: as for :func:`train`, like the rest.
+        steps: as for :func:`train`.
         n: as for :func:`train`.
-        learning_rate: as for :func:`train`.
+        network: makes a network from a generator, an :class:`pinnlib.networks.MLP` by default.
+        device: where networks and points are made.
+        dtype: precision of networks and points, PyTorch's default if ``None``.
+        sample: as for :func:`train`.
+        optimizer: as for :func:`train`.
+        schedule: as for :func:`train`.
         record_every: as for :func:`train`.
-        compiled: as for :func:`train`.
+        observe: as for :func:`train`.
+        run: as for :func:`train`.
 
     Returns:
         The trained networks as a stack, and their history.
 
     Raises:
-        ValueError: if ``seeds`` is empty, or as :func:`train`.
+        ValueError: if ``seeds`` is empty, if a residual of the stack differs from that of a single
+            network, or as :func:`train`.
 
     >>> from pinnlib.problems import Helmholtz
-    >>> boundary_weight = torch.tensor([1.0, 10.0, 100.0])
-    >>> weights = {"data": boundary_weight, "pde": 1.0}
+    >>> weights = {"data": torch.tensor([1.0, 10.0, 100.0]), "pde": 1.0}
     >>> _, history = train_many(Helmholtz(), weights, seeds=[0, 0, 0], steps=2)
     >>> history.weights["data"][:, -1].tolist()
     [1.0, 10.0, 100.0]
     """
+    seeds = [int(seed) for seed in seeds]
     if not seeds:
         raise ValueError("seeds is empty: pass one seed or more")
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    model = StackedMLP([MLP(problem.domain, generator=g) for g in generators])
+    if too_large := [seed for seed in seeds if not -(2**63) <= seed < 2**64]:
+        raise ValueError(f"seeds {too_large} are too large: use 64 bits at most")
+    build = network or (lambda g: MLP(problem.domain, generator=g))
+    draw = sample or (lambda g: problem.sample(n, g))
+    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    model = Stacked([build(g) for g in generators]).to(device, dtype)
 
-    def sample() -> dict[str, Tensor]:
-        batches = [problem.sample(n, g) for g in generators]
+    def stacked() -> dict[str, Tensor]:
+        batches = [draw(g) for g in generators]
         return {name: torch.stack([batch[name] for batch in batches]) for name in batches[0]}
 
-    stack = (len(seeds),)
-    return model, _train(
-        problem, model, weights, sample, stack, steps, learning_rate, record_every, compiled
+    first = stacked()
+    _check_alike(problem, model, first, dtype)
+    batches = iter([first])
+    history = run_loop(
+        problem,
+        model,
+        balancer,
+        lambda: next(batches, None) or stacked(),
+        names=[f"seed {seed}" for seed in seeds],
+        stack=(len(seeds),),
+        steps=steps,
+        optimizer=optimizer,
+        schedule=schedule,
+        record_every=record_every,
+        observe=observe,
+        run=run,
     )
+    return model, history
 
 
-def _train(
-    problem: Problem,
-    model: nn.Module,
-    weights: Weights,
-    sample: Callable[[], dict[str, Tensor]],
-    stack: tuple[int, ...],
-    steps: int,
-    learning_rate: float,
-    record_every: int,
-    compiled: bool,
-) -> History:
-    if steps < 1 or record_every < 1:
-        raise ValueError(f"steps is {steps}, record_every {record_every}: use 1 or more of each")
-    names = weights.terms if isinstance(weights, GradientBalancer) else tuple(weights)
-    _check_terms(names, problem.terms)
-    params = trainable(model.parameters())
+def _check_alike(problem: Problem, model: Stacked, batch: Batch, dtype: torch.dtype | None) -> None:
+    """Refuse a problem whose residuals mix the networks of a stack, or their points."""
 
-    losses_of = _in_order(lambda batch: problem.losses(model, batch), names)
+    def differ(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> str | None:
+        for name in a:
+            if not (a[name] - b[name]).norm() <= 1e-2 * b[name].norm() + 1e-30:
+                return name
+        return None
 
-    def eager_gradients(batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        losses = losses_of(batch)
-        check_losses(losses, stack)
-        G, used = gradient_rows(losses, params, stack=stack)
-        check_used(losses, used)
-        return losses, G
-
-    gradients = CompiledGradients(losses_of, params, stack) if compiled else eager_gradients
-    update = weights.update if isinstance(weights, GradientBalancer) else _constant(weights, stack)
-    optimizer = torch.optim.Adam(params, lr=learning_rate, fused=True)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1000, gamma=0.9)
-    records = []
-    seconds, start = 0.0, perf_counter()
-    # disable=None: silent where there is no terminal, such as in an executed notebook.
-    for step in tqdm(range(1, steps + 1), disable=None):
-        losses, G = gradients(sample())
-        current = update(G)
-        optimizer.zero_grad()
-        direction = (current.to(G)[..., None, :] @ G).squeeze(-2)
-        _accumulate(params, direction, used=[[True] * len(params)])
-        optimizer.step()
-        scheduler.step()
-        if step % record_every == 0 or step == steps:
-            seconds += perf_counter() - start
-            values = torch.stack([losses[name].detach() for name in names], dim=-1)
-            records.append((step, values, current, _relative_l2_errors(model, problem), seconds))
-            start = perf_counter()
-    step_list, loss_list, weight_list, error_list, second_list = zip(*records, strict=True)
-    return History(
-        steps=np.array(step_list),
-        losses=_by_term(names, loss_list),
-        weights=_by_term(names, weight_list),
-        errors=torch.stack(error_list, dim=-1).double().numpy(),
-        seconds=np.array(second_list),
-    )
-
-
-def _by_term(names: Sequence[str], rows: Sequence[Tensor]) -> dict[str, NDArray[np.float64]]:
-    """From T tensors ``(*stack, K)`` to an array ``(*stack, T)`` for each term."""
-    columns = torch.stack(list(rows), dim=-1).double().unbind(-2)
-    return {name: column.numpy() for name, column in zip(names, columns, strict=True)}
-
-
-def _constant(
-    weights: Mapping[str, float | Tensor], stack: tuple[int, ...]
-) -> Callable[[Tensor], Tensor]:
-    """What :meth:`GradientBalancer.update` does, for weights that never move."""
-    columns = [torch.as_tensor(w, dtype=torch.float64, device="cpu") for w in weights.values()]
-    constant = torch.stack([column.expand(stack) for column in columns], dim=-1)
-
-    def update(G: Tensor) -> Tensor:
-        check_finite(weights, G)
-        return constant
-
-    return update
-
-
-def _check_terms(names: Iterable[str], terms: Iterable[str]) -> None:
-    """Raise a ValueError that says which names are missing or unknown."""
-    missing, unknown = sorted(set(terms) - set(names)), sorted(set(names) - set(terms))
-    if missing or unknown:
+    batch = {name: x.to(dtype=dtype) for name, x in batch.items()}
+    one, points = model.network(0), {name: x[0] for name, x in batch.items()}
+    alone, again = problem.residuals(one, points), problem.residuals(one, points)
+    first = {name: r[0] for name, r in problem.residuals(model, batch).items()}
+    if (name := differ(first, alone)) and not differ(alone, again):  # else it is random
         raise ValueError(
-            f"terms {missing} are missing and {unknown} are unknown: "
-            f"pass exactly {list(terms)}, at every step"
+            f"residual {name!r} of a network in a stack differs from that of the network alone: "
+            "index columns as x[..., :1], and reduce over none of the first axes"
         )
-
-
-def relative_l2_error(model: Model, problem: Problem, n: int = 100) -> float:
-    r"""Relative :math:`L_2` error on a regular grid; predicting zero everywhere has the error 1.
-
-    .. math:: \frac{\lVert u_\theta - u \rVert_2}{\lVert u \rVert_2}
-
-    Args:
-        model: maps points ``(N, d)`` to values ``(N, 1)``.
-        problem: gives the grid and the exact solution.
-        n: grid points along each input.
-
-    Returns:
-        The error, without a unit.
-
-    >>> from pinnlib.problems import KleinGordon
-    >>> relative_l2_error(lambda x: torch.zeros(len(x), 1), KleinGordon())
-    1.0
-    """
-    return _relative_l2_errors(model, problem, n).item()
-
-
-def _relative_l2_errors(model: Model, problem: Problem, n: int = 100) -> Tensor:
-    """The relative L₂ error of a network, ``()``, or of each network of a stack, ``(M,)``."""
-    x = problem.grid(n)
-    with torch.no_grad():
-        u, exact = model(x), problem.exact(x)
-    error: Tensor = torch.linalg.vector_norm(u - exact, dim=(-2, -1)) / exact.norm()
-    return error

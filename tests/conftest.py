@@ -1,5 +1,6 @@
 """What the tests share: one thread, figures without a window, examples that repeat exactly."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
@@ -36,6 +37,18 @@ def nothing_hidden(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
     assert torch.equal(torch.random.get_rng_state(), random_state)
     assert settings_of_torch() == defaults
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.fixture
+def recorded_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record, but spare the C++ compiler, which takes seconds: for tests of all the rest."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+
+
+@pytest.fixture
+def not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record, and run the operations one by one: for tests of what is recorded."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
 
 
 @pytest.fixture(scope="session")

@@ -2,48 +2,34 @@ import math
 
 import pytest
 import torch
+from helpers import network, points, seeded, theta
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pinnlib import gradient_matrix
 from pinnlib.gradients import (
     check_finite,
-    check_losses,
+    check_matrix,
     check_used,
     cosine,
     gradient_rows,
+    is_finite,
     l2_norm,
     layer_view,
     max_abs,
     mean_abs,
-    trainable,
 )
-from pinnlib.networks import MLP, StackedMLP
+from pinnlib.residuals import NotFiniteError
+from pinnlib.stacked import Stacked
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
 
 EXPONENTS = st.integers(-12, 12)
 
 
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def network(seed=0, outputs=1):
-    return MLP([(0, 1)] * 2, width=5, depth=2, outputs=outputs, generator=seeded(seed)).double()
-
-
-def points(n=8, seed=0):
-    return torch.rand(n, 2, dtype=torch.float64, generator=seeded(seed))
-
-
 def three_losses(model, x):
     u = model(x)
     return {"mean": u.mean(), "square": 3 * u.square().mean(), "fourth": (u - 1).pow(4).mean()}
-
-
-def theta(*values, dtype=torch.float64):
-    return torch.tensor(values, dtype=dtype, requires_grad=True)
 
 
 # gradient_matrix
@@ -141,6 +127,49 @@ def test_gradient_matrix_counts_a_shared_parameter_once():
     assert G.tolist() == [[3.0, 3.0, 3.0], [1.0, 1.0, 0.0]]
 
 
+def test_gradient_matrix_takes_a_module():
+    model = network()
+    G = gradient_matrix(three_losses(model, points()), model)
+    expected = gradient_matrix(three_losses(model, points()), model.parameters())
+    assert torch.equal(G, expected)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
+def test_gradient_matrix_needs_no_grad_mode_of_its_own(mode):
+    w = theta(2.0, -3.0)
+    losses = {"sum": w.sum(), "square": w.square().sum()}
+    with mode():
+        G = gradient_matrix(losses, [w])
+    assert G.tolist() == [[1.0, 1.0], [4.0, -6.0]]
+
+
+def test_gradient_matrix_says_that_inference_mode_is_on():
+    w = theta(1.0)
+    losses = {"x": w.sum()}
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode is on"):
+        gradient_matrix(losses, [w])
+
+
+def test_gradient_matrix_has_no_column_for_a_parameter_without_entries():
+    empty = torch.empty(0, 3, dtype=torch.float64, requires_grad=True)
+    w = theta(1.0, 2.0)
+    assert gradient_matrix({"x": w.prod() + empty.sum()}, [empty, w]).tolist() == [[2.0, 1.0]]
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_gradient_matrix_flattens_by_index_whatever_the_layout(layout):
+    w = torch.randn(2, 3, 2, 2, generator=seeded()).to(memory_format=layout).requires_grad_()
+    factor = torch.arange(24.0).reshape(2, 3, 2, 2)
+    assert gradient_matrix({"x": (w * factor).sum()}, [w]).tolist() == [list(range(24))]
+
+
+def test_gradient_matrix_says_what_a_sparse_gradient_is():
+    table = torch.nn.Embedding.from_pretrained(torch.ones(4, 2), freeze=False, sparse=True)
+    loss = table(torch.tensor([1, 2])).sum()
+    with pytest.raises(ValueError, match=r"parameter \(4, 2\) has a sparse .*: .* sparse=False"):
+        gradient_matrix({"x": loss}, table.parameters())
+
+
 def test_gradient_matrix_takes_an_iterator_and_a_parameter_without_dimension():
     a = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
     G = gradient_matrix({"x": a**2, "y": a**3}, iter([a]))
@@ -201,6 +230,20 @@ def test_gradient_matrix_refuses_and_names_the_term(bad, message, position):
     assert w.grad is None
 
 
+@pytest.mark.parametrize("bad", [1.0, None, {"a": torch.ones(())}])
+def test_gradient_matrix_refuses_what_is_no_tensor(bad):
+    w = theta(1.0)
+    with pytest.raises(TypeError, match=r"(?s)loss 'pde' is .*: pass a scalar tensor with a graph"):
+        gradient_matrix({"data": w.sum(), "pde": bad}, [w])
+
+
+def test_what_is_not_finite_has_an_error_of_its_own():
+    w = theta(1.0)
+    for bad in (w.sum() * math.nan, (w - 1).sqrt().sum()):
+        with pytest.raises(NotFiniteError):
+            gradient_matrix({"x": bad}, [w])
+
+
 def test_gradient_matrix_refuses_no_loss_and_no_parameter():
     w = theta(1.0)
     with pytest.raises(ValueError, match="losses is empty: pass one scalar loss for each term"):
@@ -213,48 +256,49 @@ def test_gradient_matrix_refuses_no_loss_and_no_parameter():
 # The parts that gradient_matrix is made of
 
 
+def row(loss):
+    return [loss], None
+
+
 def test_gradient_rows_tells_which_parameters_are_used():
     a, b, c = theta(1.0), theta(2.0), theta(3.0)
-    losses = {"x": (a * 0).sum(), "y": (b * c).sum(), "z": theta(1.0).sum()}
-    G, used = gradient_rows(losses, [a, b, c])
+    losses = [(a * 0).sum(), (b * c).sum(), theta(1.0).sum()]
+    G, used = gradient_rows(list(map(row, losses)), [a, b, c])
     assert used == [[True, False, False], [False, True, True], [False, False, False]]
     assert G.tolist() == [[0.0, 0.0, 0.0], [0.0, 3.0, 2.0], [0.0, 0.0, 0.0]]
+
+
+def test_gradient_rows_adds_up_outputs_times_seeds():
+    w = theta(2.0, -3.0)
+    outputs = [w.square(), w.prod()]
+    seeds = [theta(10.0, 100.0).detach(), torch.tensor(0.5, dtype=torch.float64)]
+    G, used = gradient_rows([(outputs, None), (outputs, seeds)], [w])
+    assert G.tolist() == [[4.0 - 3.0, -6.0 + 2.0], [40.0 - 1.5, -600.0 + 1.0]]
+    assert used == [[True], [True]]
 
 
 def test_gradient_rows_can_keep_the_graph():
     w = theta(1.0, 2.0)
     loss = w.prod().square()
-    first, _ = gradient_rows({"x": loss}, [w], retain_graph=True)
-    second, _ = gradient_rows({"x": loss}, [w])
+    first, _ = gradient_rows([row(loss)], [w], retain_graph=True)
+    second, _ = gradient_rows([row(loss)], [w])
     assert first.tolist() == second.tolist() == [[8.0, 4.0]]
     with pytest.raises(RuntimeError, match="second time"):
-        gradient_rows({"x": loss}, [w])
+        gradient_rows([row(loss)], [w])
 
 
 def test_gradient_rows_of_a_stack_equal_its_networks():
-    models = [network(seed) for seed in range(4)]
-    stack = StackedMLP(models)
+    models = [network(seed=seed) for seed in range(4)]
+    stack = Stacked(models)
     u = stack(points())
-    losses = {"a": u.mean(dim=(-2, -1)), "b": u.square().mean(dim=(-2, -1))}
-    G, used = gradient_rows(losses, list(stack.parameters()), stack=(4,))
-    assert used == [[True] * len(list(stack.parameters()))] * 2
+    losses = [u.mean(dim=(-2, -1)), u.square().mean(dim=(-2, -1)), stack(points())[..., 0, 0]]
+    params = list(stack.parameters())
+    G, used = gradient_rows(list(map(row, losses)), params, stack=(4,))
+    assert used == [[True] * len(params)] * 3
     for s, model in enumerate(models):
         u = model(points())
-        expected = gradient_matrix({"a": u.mean(), "b": u.square().mean()}, model.parameters())
-        torch.testing.assert_close(G[s], expected)
-
-
-@pytest.mark.parametrize("shape", [(), (3,), (2, 1)])
-def test_check_losses_refuses_another_number_of_networks(shape):
-    loss = torch.zeros(shape, requires_grad=True)
-    with pytest.raises(ValueError, match=r"'pde' has shape .* one scalar for each network, \(2,\)"):
-        check_losses({"pde": loss}, stack=(2,))
-
-
-def test_check_losses_refuses_one_bad_network_of_a_stack():
-    check_losses({"pde": torch.zeros(2, requires_grad=True)}, stack=(2,))
-    with pytest.raises(ValueError, match=r"'pde' is \[0.0, nan\]"):
-        check_losses({"pde": torch.tensor([0.0, math.nan], requires_grad=True)}, stack=(2,))
+        losses = {"a": u.mean(), "b": u.square().mean(), "c": model(points())[0, 0]}
+        torch.testing.assert_close(G[s], gradient_matrix(losses, model.parameters()))
 
 
 def test_check_used_and_check_finite():
@@ -277,10 +321,40 @@ def test_check_finite_finds_every_bad_entry(bad, place):
         check_finite(["data", "pde"], G)
 
 
-def test_trainable_keeps_order_and_leaves_out_frozen_and_double_ones():
-    a, b, frozen = theta(1.0), theta(1.0), torch.ones(1)
-    kept = trainable([b, frozen, a, b])
-    assert [id(p) for p in kept] == [id(b), id(a)]
+@given(
+    entries=st.lists(
+        st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=1, max_size=5
+    ),
+    bad=st.sampled_from([None, math.nan, math.inf, -math.inf]),
+    at=st.integers(0, 4),
+)
+def test_is_finite_as_pytorch_says(entries, bad, at):
+    x = torch.tensor([entries, entries])
+    if bad is not None:
+        x[1, at % len(entries)] = bad
+    assert is_finite(x).tolist() == x.isfinite().all(dim=-1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("G", "error", "message"),
+    [
+        (
+            torch.ones(3, 2),
+            ValueError,
+            r"shape \(3, 2\): it needs one row for each of \['a', 'b'\]",
+        ),
+        (torch.ones(2), ValueError, r"shape \(2,\): it needs one row for each"),
+        (torch.ones(2, 0), ValueError, r"shape \(2, 0\): .* a column for each parameter"),
+        (torch.ones(2, 3, dtype=torch.int64), TypeError, "G is a torch.int64: pass a tensor of"),
+        (torch.ones(2, 3, dtype=torch.complex64), TypeError, "G is a torch.complex64: .* real"),
+        (torch.ones(2, 3).numpy(), TypeError, "G is a ndarray: pass a tensor"),
+        ([[1.0], [2.0]], TypeError, "G is a list: pass a tensor"),
+    ],
+)
+def test_check_matrix(G, error, message):
+    check_matrix(["a", "b"], torch.ones(5, 2, 1))
+    with pytest.raises(error, match=message):
+        check_matrix(["a", "b"], G)
 
 
 # Statistics
@@ -320,6 +394,31 @@ def test_statistics_work_along_the_last_dimension(statistic):
 @pytest.mark.parametrize("statistic", [mean_abs, max_abs, l2_norm])
 def test_statistics_of_zero_are_zero(statistic):
     assert statistic(torch.zeros(2, 3)).tolist() == [0.0, 0.0]
+
+
+@given(widths=st.lists(st.integers(1, 6), min_size=1, max_size=4), data=st.data())
+def test_statistics_of_a_row_are_those_of_the_entries_that_it_uses(widths, data):
+    uses = data.draw(st.lists(st.booleans(), min_size=len(widths), max_size=len(widths)))
+    used = torch.cat([torch.full((n,), use) for n, use in zip(widths, uses, strict=True)])
+    G = torch.randn(3, 1, len(used), dtype=torch.float64, generator=seeded()) * used
+    for statistic in (mean_abs, max_abs, l2_norm):
+        sizes = statistic(G, used=used[None])
+        expected = statistic(G[..., used]) if used.any() else torch.zeros(3, 1)
+        assert sizes.flatten().tolist() == pytest.approx(expected.flatten().tolist(), rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"), [(torch.float32, 3e38), (torch.float16, 6e4), (torch.bfloat16, 3e38)]
+)
+def test_mean_abs_does_not_overflow(dtype, size):
+    G = torch.full((1, 1000), size, dtype=dtype)
+    assert torch.equal(mean_abs(G), G[:, 0])
+
+
+def test_mean_abs_over_few_of_many_entries_does_not_vanish_in_half_precision():
+    used = torch.arange(200_000) < 2
+    G = torch.where(used, 1e-4, 0.0).half()
+    torch.testing.assert_close(mean_abs(G, used=used), G[0])
 
 
 @pytest.mark.parametrize("size", [1e-38, 1e-30, 1e30, 1e38])
@@ -386,16 +485,16 @@ def test_cosine_is_symmetric_with_a_diagonal_of_exactly_one():
 
 def test_layer_view_gives_each_layer_its_columns():
     model = network(outputs=2)
-    G = torch.arange(2.0 * 57).reshape(2, 57)
+    G = torch.arange(2.0 * 74).reshape(2, 74)
     view = layer_view(G, model.named_parameters())
     assert {name: tuple(columns.shape) for name, columns in view.items()} == {
-        "layers.0": (2, 15),
-        "layers.1": (2, 30),
-        "layers.2": (2, 12),
+        "layers.0": (2, 18),
+        "layers.1": (2, 42),
+        "layers.2": (2, 14),
     }
     assert torch.equal(torch.cat([*view.values()], dim=1), G)
     view["layers.1"][0, 0] = -1.0
-    assert G[0, 15] == -1.0  # a view, not a copy
+    assert G[0, 18] == -1.0  # a view, not a copy
 
 
 def test_layer_view_agrees_with_the_gradient_of_a_layer():
@@ -415,8 +514,8 @@ def test_layer_view_leaves_frozen_parameters_out():
     G = gradient_matrix(three_losses(model, points()), model.parameters())
     view = layer_view(G, model.named_parameters())
     assert {name: columns.shape[1] for name, columns in view.items()} == {
-        "layers.1": 25,
-        "layers.2": 6,
+        "layers.1": 36,
+        "layers.2": 7,
     }
 
 
@@ -425,9 +524,17 @@ def test_layer_view_of_a_stack_of_matrices_and_of_names_without_a_dot():
     assert {name: tuple(columns.shape) for name, columns in view.items()} == {"": (4, 2, 3)}
 
 
-@pytest.mark.parametrize("columns", [50, 52])
+@pytest.mark.parametrize("columns", [66, 68])
 @pytest.mark.parametrize("stack", [(), (4,)])
 def test_layer_view_refuses_other_parameters(stack, columns):
-    message = f"G has {columns} columns, but the parameters have 51 entries: pass those that G was"
+    message = f"G has {columns} columns, but the parameters have 67 entries: pass those that G was"
     with pytest.raises(ValueError, match=message):
         layer_view(torch.zeros(*stack, 2, columns), network().named_parameters())
+
+
+def test_layer_view_refuses_a_layer_whose_parameters_stand_apart():
+    named = [("a.weight", theta(1.0, 2.0)), ("b.weight", theta(3.0)), ("a.bias", theta(4.0))]
+    with pytest.raises(ValueError, match="parameters of layer 'a' stand apart: pass them in order"):
+        layer_view(torch.zeros(2, 4), named)
+    view = layer_view(torch.arange(4.0), [named[0], named[2], named[1]])
+    assert {name: columns.tolist() for name, columns in view.items()} == {"a": [0, 1, 2], "b": [3]}

@@ -1,38 +1,49 @@
+import copy
 import math
+import pickle
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from pinnlib.networks import MLP, StackedMLP
+from pinnlib.networks import MLP, FourierFeatures, GatedMLP, OutputTransform, Stacked
+from tests.helpers import seeded
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
 
 DOMAIN = [(-1.0, 3.0), (0.0, 0.5)]
+X = torch.tensor([[-1.0, 0.5], [0.0, 0.125], [3.0, 0.25]], dtype=torch.float64)
+SCALED = torch.tensor([[-1.0, 1.0], [-0.5, -0.5], [1.0, 0.0]], dtype=torch.float64)
 
 
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
+def drawn(model, seed=0):
+    """The model in float64, with all parameters drawn, biases too."""
+    generator = seeded(seed)
+    for p in model.double().parameters():
+        nn.init.normal_(p, generator=generator)
+    return model
+
+
+def mlp(seed=0, kind=MLP, domain=DOMAIN, width=4):
+    return drawn(kind(domain, width, depth=2, outputs=3, generator=seeded(seed)), seed)
 
 
 # MLP
 
 
-def test_mlp_computes_affine_maps_and_tanh(generator):
-    model = MLP(DOMAIN, width=5, depth=2, outputs=3, generator=generator).double()
-    for p in model.parameters():
-        torch.nn.init.normal_(p, generator=generator)
+def test_mlp_computes_affine_maps_and_tanh():
+    model = mlp()
     (W1, b1), (W2, b2), (W3, b3) = ((layer.weight, layer.bias) for layer in model.layers)
-    x = torch.tensor([[-1.0, 0.5], [0.0, 0.125], [3.0, 0.25]], dtype=torch.float64)
-    scaled = torch.tensor([[-1.0, 1.0], [-0.5, -0.5], [1.0, 0.0]], dtype=torch.float64)
-    hidden = torch.tanh(torch.tanh(scaled @ W1.T + b1) @ W2.T + b2)
-    torch.testing.assert_close(model(x), hidden @ W3.T + b3)
-    torch.testing.assert_close(model.normalize(x), scaled)
+    hidden = torch.tanh(torch.tanh(SCALED @ W1.T + b1) @ W2.T + b2)
+    torch.testing.assert_close(model(X), hidden @ W3.T + b3)
+    torch.testing.assert_close(model.normalize(X), SCALED)
 
 
-def test_mlp_default_size(generator):
-    model = MLP(DOMAIN, generator=generator)
+@pytest.mark.parametrize("kind", [MLP, GatedMLP])
+def test_default_size(generator, kind):
+    model = kind(DOMAIN, generator=generator)
     assert [tuple(layer.weight.shape) for layer in model.layers] == [
         (50, 2),
         (50, 50),
@@ -41,9 +52,10 @@ def test_mlp_default_size(generator):
     ]
 
 
+@pytest.mark.parametrize("kind", [MLP, GatedMLP])
 @pytest.mark.parametrize("batch", [(), (7,), (4, 7)])
-def test_mlp_shape(generator, batch):
-    model = MLP(DOMAIN, width=4, depth=1, outputs=3, generator=generator)
+def test_shape(generator, kind, batch):
+    model = kind(DOMAIN, width=4, depth=1, outputs=3, generator=generator)
     assert model(torch.zeros(*batch, 2)).shape == (*batch, 3)
 
 
@@ -53,7 +65,7 @@ def test_mlp_shape(generator, batch):
     z=st.lists(st.floats(0, 1), min_size=1, max_size=4),
 )
 def test_mlp_is_the_same_function_on_every_domain(low, exponent, z):
-    # An interval must be wide enough to be told apart from its offset in float64.
+    # An interval must be wide enough to be told apart from its offset.
     high = low + 10.0**exponent + abs(low)
     z = torch.tensor(z, dtype=torch.float64)[:, None]
     model, unit = (
@@ -65,109 +77,495 @@ def test_mlp_is_the_same_function_on_every_domain(low, exponent, z):
     torch.testing.assert_close(model(low + (high - low) * z), unit(z), rtol=1e-6, atol=1e-6)
 
 
-def test_mlp_initial_values_are_xavier_normal(generator):
-    model = MLP([(0, 1)] * 300, width=200, depth=2, generator=generator)
-    for layer in model.layers[:2]:
+@pytest.mark.parametrize("kind", [MLP, GatedMLP])
+def test_initial_values_are_xavier_normal(generator, kind):
+    model = kind([(0, 1)] * 300, width=200, depth=2, generator=generator)
+    layers = [*model.layers[:2], *getattr(model, "encoders", [])]
+    for layer in layers:
         std = math.sqrt(2 / sum(layer.weight.shape))
         assert layer.weight.std().item() == pytest.approx(std, rel=0.02)
         assert abs(layer.weight.mean().item()) < 0.02 * std
         kurtosis = (layer.weight / std).pow(4).mean().item()
         assert kurtosis == pytest.approx(3, rel=0.05)  # a uniform distribution has 1.8
     assert all((layer.bias == 0).all() for layer in model.layers)
+    different = {layer.weight[0, 0].item() for layer in layers}
+    assert len(different) == len(layers)
 
 
-def test_mlp_depends_on_its_generator_only():
-    first, second = MLP(DOMAIN, generator=seeded()), MLP(DOMAIN, generator=seeded())
-    for p, q in zip(first.parameters(), second.parameters(), strict=True):
-        assert torch.equal(p, q)
+BUILDERS = {
+    "MLP": lambda generator, domain=DOMAIN: MLP(domain, generator=generator),
+    "GatedMLP": lambda generator, domain=DOMAIN: GatedMLP(domain, generator=generator),
+    "FourierFeatures": lambda generator, domain=DOMAIN: FourierFeatures(
+        domain, 8, 2.0, generator=generator
+    ),
+}
+OF_EACH = pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
+
+
+@OF_EACH
+def test_numbers_depend_on_the_generator_only(build):
+    first, second = build(seeded()).state_dict(), build(seeded()).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
     generator = seeded()
-    MLP(DOMAIN, generator=generator)
-    following = MLP(DOMAIN, generator=generator)
-    assert not torch.equal(first.layers[0].weight, following.layers[0].weight)
+    build(generator)
+    following = build(generator).state_dict()
+    name = next(name for name in first if "weight" in name or "frequencies" in name)
+    assert not torch.equal(first[name], following[name])
 
 
-def test_mlp_domain_is_saved_but_not_trained(generator):
-    model = MLP(DOMAIN, generator=generator)
+@OF_EACH
+def test_domain_is_saved_but_not_trained(generator, build):
+    model = build(generator)
     assert {"low", "high"} <= set(model.state_dict())
     assert model.low.tolist() == [-1.0, 0.0]
     assert model.high.tolist() == [3.0, 0.5]
-    assert sum(p.numel() for p in model.parameters()) == 3 * 50 + 2 * 51 * 50 + 51
+    assert not {"low", "high", "frequencies"} & {name for name, _ in model.named_parameters()}
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_mlp_has_the_default_dtype(generator):
-    torch.set_default_dtype(torch.float64)
+@OF_EACH
+@pytest.mark.parametrize("domain", [DOMAIN, [(0, 1), (-1, 1)]])  # of whole numbers, too
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_default_dtype(generator, build, domain, dtype):
+    torch.set_default_dtype(dtype)
     try:
-        model = MLP(DOMAIN, generator=generator)
+        model = build(generator, domain)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert {value.dtype for value in model.state_dict().values()} == {torch.float64}
+    assert {value.dtype for value in model.state_dict().values()} == {dtype}
+
+
+@OF_EACH
+def test_device_is_that_of_the_generator(generator, build):
+    with torch.device("meta"):  # a default device must not split the module
+        model = build(generator)
+    assert {value.device.type for value in model.state_dict().values()} == {"cpu"}
+
+
+@OF_EACH
+@pytest.mark.parametrize(
+    ("domain", "message"),
+    [
+        ([], r"domain is empty: pass one \(low, high\) pair"),
+        ([(0, 1), (2, 2)], r"interval \(2, 2\), as torch.float32 \(2.0, 2.0\): finite low < high"),
+        ([(1, 0)], r"interval \(1, 0\)"),
+        ([(0, math.nan)], r"interval \(0, nan\)"),
+        ([(0, math.inf)], r"interval \(0, inf\)"),
+        ([(-math.inf, 1)], r"interval \(-inf, 1\)"),
+        ([(1.7e9, 1.7e9 + 60)], "shift or scale the variable, or set the default dtype"),
+        ([(1, 1 + 1e-9)], r"as torch.float32 \(1.0, 1.0\)"),
+        ([(0, 1e39)], r"as torch.float32 \(0.0, inf\)"),
+        ([(-3e38, 3e38)], "finite low < high is needed"),
+        ([(0, 1, 2)], r"pass one \(low, high\) pair of numbers"),
+        ((0, 1), r"domain is \(0, 1\): pass one \(low, high\) pair of numbers"),
+        ([("a", "b")], "pair of numbers"),
+        (3, "pair of numbers"),
+    ],
+)
+def test_a_domain_is_refused(generator, build, domain, message):
+    with pytest.raises(ValueError, match=message):
+        build(generator, domain)
+
+
+def test_a_domain_that_float32_cannot_tell_apart_is_fine_in_float64(generator):
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = MLP([(1.7e9, 1.7e9 + 60)], generator=generator)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert model(torch.tensor([[1.7e9 + 30]], dtype=torch.float64)).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [MLP, GatedMLP])
+@pytest.mark.parametrize("name", ["width", "depth", "outputs"])
+@pytest.mark.parametrize("size", [0, -1, 2.0, "5", None])
+def test_a_size_is_refused(generator, kind, name, size):
+    with pytest.raises(ValueError, match=f"{name} is {size!r}: use a whole number, 1 or more"):
+        kind(DOMAIN, generator=generator, **{name: size})
+
+
+# The others
+
+
+def test_gated_network_chooses_between_its_encodings():
+    model = mlp(kind=GatedMLP)
+    (W1, b1), (W2, b2), (W3, b3), (Wu, bu), (Wv, bv) = (
+        (layer.weight, layer.bias) for layer in [*model.layers, *model.encoders]
+    )
+    U, V = torch.tanh(SCALED @ Wu.T + bu), torch.tanh(SCALED @ Wv.T + bv)
+    Z = torch.tanh(SCALED @ W1.T + b1)
+    H = (1 - Z) * U + Z * V
+    Z = torch.tanh(H @ W2.T + b2)
+    H = (1 - Z) * U + Z * V
+    torch.testing.assert_close(model(X), H @ W3.T + b3)
+
+
+def test_fourier_features_are_cosines_and_sines():
+    features = FourierFeatures(DOMAIN, 5, 2.0, generator=seeded()).double()
+    phases = SCALED @ features.frequencies
+    expected = torch.cat([torch.cos(phases), torch.sin(phases)], dim=1)
+    torch.testing.assert_close(features(X), expected)
+    torch.testing.assert_close(features(X).square().sum(1), torch.full((3,), 5.0).double())
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_fourier_frequencies_are_normal(scale):
+    B = FourierFeatures(DOMAIN, 20_000, scale, generator=seeded()).frequencies
+    assert B.shape == (2, 20_000)
+    assert B.std().item() == pytest.approx(scale, rel=0.02)
+    assert (B / scale).pow(4).mean().item() == pytest.approx(3, rel=0.05)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("features", "scale", "message"),
     [
-        ({"domain": []}, r"domain is empty: pass one \(low, high\) pair"),
-        ({"domain": [(0, 1), (2, 2)]}, r"empty interval \(2, 2\): low < high"),
-        ({"domain": [(1, 0)]}, r"empty interval \(1, 0\)"),
-        ({"domain": [(0, math.nan)]}, r"empty interval \(0, nan\)"),
-        ({"width": 0}, "width is 0: use 1 or more"),
-        ({"depth": 0}, "depth is 0: use 1 or more"),
-        ({"outputs": -1}, "outputs is -1: use 1 or more"),
+        (0, 1.0, "features is 0: use a whole number"),
+        (2.5, 1.0, "features is 2.5: use a whole number"),
+        (4, 0.0, "scale is 0.0: use a positive number"),
+        (4, math.nan, "scale is nan: use a positive number"),
+        (4, math.inf, "scale is inf: use a positive number"),
     ],
 )
-def test_mlp_refuses(generator, arguments, message):
+def test_fourier_features_refuse(generator, features, scale, message):
     with pytest.raises(ValueError, match=message):
-        MLP(**{"domain": DOMAIN} | arguments, generator=generator)
+        FourierFeatures(DOMAIN, features, scale, generator=generator)
 
 
-# StackedMLP
+def hard(x, u):
+    return x[..., :1] * u
 
 
-def stack_of(count):
-    models = [MLP(DOMAIN, width=4, depth=2, outputs=3, generator=seeded(s)) for s in range(count)]
-    return [model.double() for model in models]
+def test_output_transform_sees_points_and_output():
+    network = mlp()
+    torch.testing.assert_close(OutputTransform(network, hard)(X), X[:, :1] * network(X))
+
+
+# Stacked
+
+
+class Sine(nn.Module):
+    """A layer with a parameter of its own, which can be stacked."""
+
+    stacks = ("omega", "shift")
+
+    def __init__(self, omega, width=4):
+        super().__init__()
+        self.omega = nn.Parameter(torch.tensor(omega))
+        self.register_buffer("shift", omega * torch.ones(width))
+        self.register_buffer("none", None)
+
+    def forward(self, x):
+        return torch.sin(self.omega * x + self.shift)
+
+
+class Hard(MLP):
+    def forward(self, x):
+        return x[..., :1] * super().forward(x)
+
+
+def sequence(seed):
+    layers = nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 4, bias=False), Sine(1.0 + seed)
+    return drawn(nn.Sequential(*layers, nn.Linear(4, 3)), seed)
+
+
+def fourier(seed):
+    features = FourierFeatures(DOMAIN, 4, 1.5, generator=seeded(seed))
+    return nn.Sequential(features, mlp(seed, domain=[(-1, 1)] * 8)).double()
+
+
+def transformed(seed):
+    factor = 2.0
+    return OutputTransform(mlp(seed), lambda x, u, power=2: factor * x[..., :1] ** power * u)
+
+
+KINDS = {
+    "MLP": mlp,
+    "GatedMLP": lambda seed: mlp(seed, GatedMLP),
+    "subclass": lambda seed: mlp(seed, Hard),
+    "FourierFeatures": fourier,
+    "OutputTransform": transformed,
+    "Sequential": sequence,
+}
+
+
+@pytest.fixture
+def build():
+    """Networks of a kind; torch's own layers draw from the global state, which is put back."""
+
+    def make(kind, count):
+        with torch.random.fork_rng():
+            return [KINDS[kind](seed) for seed in range(count)]
+
+    return make
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_stack_computes_what_its_networks_compute(generator, count):
-    models = stack_of(count)
-    for model in models:
-        for p in model.parameters():
-            torch.nn.init.normal_(p, generator=generator)
-    stack = StackedMLP(models)
+@pytest.mark.parametrize("kind", KINDS)
+def test_stack_computes_what_its_networks_compute(build, generator, kind, count):
+    models = build(kind, count)
+    stack = Stacked(models)
     x = torch.rand(count, 7, 2, dtype=torch.float64, generator=generator)
     separate = torch.stack([model(points) for model, points in zip(models, x, strict=True)])
     torch.testing.assert_close(stack(x), separate)
     torch.testing.assert_close(stack(x[0]), torch.stack([model(x[0]) for model in models]))
+    names = [name for name, _ in models[0].named_parameters()]
+    assert [name.removeprefix("networks.") for name, _ in stack.named_parameters()] == names
+    assert all(p.shape[0] == count for p in stack.parameters())
 
 
-def test_stack_has_copies_of_the_parameters():
-    models = stack_of(2)
-    before = models[0].layers[0].weight.clone()
-    stack = StackedMLP(models)
+@pytest.mark.parametrize("kind", KINDS)
+def test_stack_has_the_gradients_of_its_networks(build, generator, kind):
+    models = build(kind, 2)
+    stack = Stacked(models)
+    x = torch.rand(2, 7, 2, dtype=torch.float64, generator=generator)
+    stack(x).square().sum().backward()
+    for i, model in enumerate(models):
+        model(x[i]).square().sum().backward()
+        for p, together in zip(model.parameters(), stack.parameters(), strict=True):
+            torch.testing.assert_close(together.grad[i].reshape(p.shape), p.grad)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_of_the_stack_alone(build, generator, kind):
+    models = build(kind, 3)
+    stack = Stacked(models)
+    x = torch.rand(7, 2, dtype=torch.float64, generator=generator)
+    with torch.no_grad():
+        for p in stack.parameters():
+            p.add_(0.1)
+    for i in range(3):
+        alone = stack.network(i)
+        assert type(alone) is type(models[0])
+        torch.testing.assert_close(alone(x), stack(x)[i])
+        assert {k: v.shape for k, v in alone.state_dict().items()} == {
+            k: v.shape for k, v in models[0].state_dict().items()
+        }
+    before = stack(x)
+    with torch.no_grad():
+        for value in [*alone.parameters(), *alone.buffers()]:
+            value.zero_()
+    assert torch.equal(stack(x), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stack_has_copies(build, kind):
+    models = build(kind, 2)
+    before = [copy.deepcopy(model.state_dict()) for model in models]
+    stack = Stacked(models)
     assert {p.dtype for p in stack.parameters()} == {torch.float64}
-    assert all(p.shape[0] == 2 for p in stack.parameters())
     with torch.no_grad():
         for value in [*stack.parameters(), *stack.buffers()]:
             value.zero_()
-    assert torch.equal(models[0].layers[0].weight, before)
-    assert models[0].high.tolist() == [3.0, 0.5]
+    stack.eval()
+    stack.register_forward_hook(lambda *_: None)
+    for module in stack.modules():
+        module.register_forward_hook(lambda *_: None)
+    for model, state in zip(models, before, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+        assert model.training
+        assert not any(module._forward_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        ({"width": 5}, "2 different sizes and 1 domains: stack one network or more"),
-        ({"domain": [(-1, 3), (0, 1)]}, "1 different sizes and 2 domains"),
-    ],
-)
-def test_stack_refuses_networks_that_differ(generator, other, message):
-    same = {"domain": DOMAIN, "width": 4, "generator": generator}
+def test_stack_follows_its_dtype_and_mode(build):
+    stack = Stacked(build("FourierFeatures", 2)).float().eval()
+    stack.networks.get_parameter("1.layers.0.weight").requires_grad_(False)
+    alone = stack.network(1)
+    assert {value.dtype for value in alone.state_dict().values()} == {torch.float32}
+    assert not alone.training
+    assert [p.requires_grad for p in alone.parameters()] == [False, True, True, True, True, True]
+
+
+def test_stack_keeps_frozen_parameters():
+    models = [mlp(seed) for seed in range(2)]
+    for model in models:
+        model.layers[0].requires_grad_(False)
+    stack = Stacked(models)
+    assert [p.requires_grad for p in stack.parameters()] == [False, False, True, True, True, True]
+    models[1].layers[0].requires_grad_(True)
+    with pytest.raises(ValueError, match=r"weight of model.layers.0 \(Linear\) is frozen in some"):
+        Stacked(models)
+
+
+def test_stack_can_be_copied_and_pickled():
+    stack = Stacked([mlp(seed) for seed in range(2)])
+    for same in (copy.deepcopy(stack), pickle.loads(pickle.dumps(stack))):
+        assert torch.equal(same(X), stack(X))
+        assert torch.equal(same.network(1)(X), stack.network(1)(X))
+
+
+def two(change, kind="MLP"):
+    """Two networks, the second one changed."""
+    with torch.random.fork_rng():
+        models = [KINDS[kind](seed) for seed in range(2)]
+    with torch.random.fork_rng():
+        replaced = change(models[1])
+    return [models[0], replaced if isinstance(replaced, nn.Module) else models[1]]
+
+
+class OwnParameter(MLP):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.factor = nn.Parameter(torch.ones(()))
+
+
+class Attribute(MLP):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.points = torch.arange(3), [2.0, {"a": 1}]
+
+
+def forward_of_its_own(model):
+    model.forward = lambda x: x
+
+
+def tied(model):
+    model.layers[1].weight = model.layers[2].weight
+    return model
+
+
+def both(model_of):
+    with torch.random.fork_rng():
+        return [model_of(0), model_of(1)]
+
+
+def square_layers(seed):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2))
+    model[2].weight = model[0].weight
+    return model
+
+
+def mixing(transform):
+    return lambda: both(lambda seed: OutputTransform(mlp(seed), transform))
+
+
+REFUSED = {
+    "no network": (list, "models is empty: stack one network or more"),
+    "width": (lambda: [mlp(), mlp(width=5)], "out_features of model.layers.0 .* in numbers only"),
+    "domain": (
+        lambda: [mlp(), mlp(domain=[(-1, 3), (0, 1)])],
+        r"high of model \(MLP\) differs: stack networks of one domain",
+    ),
+    "dtype": (lambda: two(nn.Module.float), "low of model .* differs"),
+    "dtype of a layer": (
+        lambda: two(lambda m: m.layers[2].float() and None),
+        r"weight of model.layers.2 \(Linear\) has different sizes",
+    ),
+    "kinds": (
+        lambda: [mlp(), mlp(kind=GatedMLP)],
+        r"model is of several kinds, \['GatedMLP', 'MLP'\]",
+    ),
+    "depth": (
+        lambda: [mlp(), MLP(DOMAIN, 4, 3, 3, generator=seeded()).double()],
+        r"model.layers \(ModuleList\) has other modules",
+    ),
+    "activation": (
+        lambda: two(lambda m: m.__setitem__(1, nn.Sigmoid()), "Sequential"),
+        r"model.1 is of several kinds, \['Sigmoid', 'Tanh'\]",
+    ),
+    "bias": (
+        lambda: two(lambda m: setattr(m[0], "bias", None), "Sequential"),
+        r"model.0 \(Linear\) has other parameters in another network",
+    ),
+    "bias of the second": (
+        lambda: two(lambda m: setattr(m[0], "bias", None), "Sequential")[::-1],
+        r"model.0 \(Linear\) has other parameters in another network",
+    ),
+    "buffer": (
+        lambda: two(lambda m: m.register_buffer("mean", torch.ones(2))),
+        r"model \(MLP\) has other buffers in another network",
+    ),
+    "mode": (lambda: two(nn.Module.eval), r"training of model \(MLP\) differs"),
+    "attribute": (
+        lambda: two(lambda m: setattr(m, "omega", 3.0)),
+        r"omega of model \(MLP\) differs",
+    ),
+    "transform": (
+        lambda: [OutputTransform(mlp(), hard), OutputTransform(mlp(1), lambda x, u: u)],
+        r"transform of model \(OutputTransform\) differs",
+    ),
+    "transform with another value": (
+        lambda: both(lambda seed: OutputTransform(mlp(seed), lambda x, u: u + seed)),
+        r"transform of model \(OutputTransform\) differs",
+    ),
+    "transform with another default": (
+        lambda: both(lambda seed: OutputTransform(mlp(seed), lambda x, u, *, a=seed: u + a)),
+        r"transform of model \(OutputTransform\) differs",
+    ),
+    "forward": (lambda: two(forward_of_its_own), r"model \(MLP\) has a hook or a forward"),
+    "hook": (
+        lambda: two(lambda m: m.layers[0].register_forward_hook(lambda *_: None) and None),
+        r"model.layers.0 \(Linear\) has a hook",
+    ),
+    "pre-hook": (
+        lambda: two(lambda m: m.register_forward_pre_hook(lambda *_: None) and None),
+        r"model \(MLP\) has a hook",
+    ),
+    "backward hook": (
+        lambda: two(lambda m: m.register_full_backward_hook(lambda *_: None) and None),
+        r"model \(MLP\) has a hook",
+    ),
+    "hook of a parameter": (
+        lambda: two(lambda m: m.layers[0].weight.register_hook(lambda g: g) and None),
+        r"weight of model.layers.0 \(Linear\) has a hook",
+    ),
+    "own parameter": (
+        lambda: both(lambda seed: mlp(seed, OwnParameter)),
+        r"model \(OwnParameter\) has the parameter 'factor' .* stacks = \('factor',\)",
+    ),
+    "layer of another kind": (
+        lambda: both(lambda seed: nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))),
+        r"model.1 \(LayerNorm\) has the parameter 'weight'",
+    ),
+    "weight norm": (
+        lambda: both(lambda s: nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))),
+        "of several kinds, .*ParametrizedLinear",
+    ),
+    "tied layers": (lambda: both(square_layers), r"models share \['2.weight'\] with another"),
+    "stack of stacks": (
+        lambda: both(lambda seed: Stacked([mlp(seed)])),
+        r"model \(Stacked\) is a stack: stack the networks",
+    ),
+    "first column of x[:, :1]": (
+        mixing(lambda x, u: x[:, :1] * u),
+        r"something else on \(M, N, d\) than on \(N, d\): .* x\[..., :1\]",
+    ),
+    "column without its axis": (
+        mixing(lambda x, u: torch.cat([x[:, 0:1], u], dim=1)),
+        r"something else on \(M, N, d\).* but fails",
+    ),
+    "mean over the points": (mixing(lambda x, u: u - u.mean(0)), "something else on"),
+    "dropout": (
+        lambda: both(lambda s: nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5), nn.Linear(4, 1))),
+        "something else on",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_stack_refuses(case):
+    models, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
-        StackedMLP([MLP(**same), MLP(**same | other)])
+        Stacked(models())
 
 
-def test_stack_refuses_no_network():
-    with pytest.raises(ValueError, match="0 different sizes and 0 domains: stack one network"):
-        StackedMLP([])
+def test_stack_refuses_a_function():
+    with pytest.raises(TypeError, match="models has a function: stack modules"):
+        Stacked([hard])
+
+
+@pytest.mark.parametrize("i", [-1, 2])
+def test_stack_has_no_other_network(i):
+    with pytest.raises(IndexError, match=f"i is {i}: the stack has the networks 0 to 1"):
+        Stacked([mlp(), mlp(1)]).network(i)
+
+
+def test_equal_attributes_are_no_difference():
+    models = both(lambda seed: mlp(seed, Attribute))
+    assert Stacked(models).networks.points[1] == [2.0, {"a": 1}]
+
+
+def test_modules_whose_points_are_unknown_are_stacked_unchecked():
+    with torch.random.fork_rng():
+        models = [nn.Sequential(nn.Flatten(-2), nn.Linear(6, 1)) for _ in range(2)]
+    x = torch.rand(2, 4, 3, 2, generator=seeded())
+    torch.testing.assert_close(Stacked(models)(x)[1], models[1](x[1]))

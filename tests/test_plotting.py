@@ -1,3 +1,4 @@
+from base64 import b64encode
 from io import BytesIO
 from itertools import pairwise
 
@@ -5,14 +6,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from helpers import module, seeded
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgba
 from PIL import Image
 
+from pinnlib.film import Film
 from pinnlib.networks import MLP
-from pinnlib.plotting import COLORS, Film, plot_gradient_histograms, plot_runs, plot_solution
-from pinnlib.problems import Helmholtz, KleinGordon
+from pinnlib.plotting import COLORS, plot_gradient_histograms, plot_runs, plot_solution
+from pinnlib.problems import Helmholtz, KleinGordon, Table
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden", "no_figure_left")
 
@@ -54,7 +57,7 @@ def test_plot_solution_shows_exact_solution_prediction_and_error(problem):
 def test_plot_solution_labels():
     figure = plot_solution(KleinGordon(), KleinGordon().exact)
     panels = figure.axes[:3]
-    titles = ["exact $u$", "prediction $u_θ$", "error $|u_θ - u|$"]
+    titles = ["reference $u$", "prediction $u_θ$", "error $|u_θ - u|$"]
     assert [ax.get_title() for ax in panels] == titles
     assert [ax.get_xlabel() for ax in panels] == ["$x$"] * 3
     assert [ax.get_ylabel() for ax in panels] == ["$t$", "", ""]
@@ -62,11 +65,87 @@ def test_plot_solution_labels():
 
 
 def test_plot_solution_takes_a_network():
-    model = MLP(KleinGordon.domain, generator=torch.Generator().manual_seed(0))
+    model = MLP(KleinGordon.domain, generator=seeded())
     figure = plot_solution(KleinGordon(), model, n=3)
     expected = model(torch.tensor([[0.0, 1.0]])).item()
     assert figure.axes[1].images[0].get_array()[2, 0] == pytest.approx(expected, rel=1e-5)
     figure.canvas.draw()
+
+
+def test_plot_solution_has_a_colour_bar_beside_each_map_and_no_grid():
+    figure = plot_solution(KleinGordon(), KleinGordon().exact, n=3)
+    panels, bars = figure.axes[:3], figure.axes[3:]
+    assert [ax.images[0].colorbar.ax for ax in panels] == bars
+    assert figure.get_size_inches().tolist() == [7, 2.5]
+    figure.canvas.draw()
+    for ax, bar in zip(panels, bars, strict=True):
+        assert not any(line.get_visible() for line in ax.get_xgridlines() + ax.get_ygridlines())
+        # Each bar took its room from its own map, so it stands between this one and the next.
+        assert ax.get_position().x1 < bar.get_position().x0
+    for bar, ax in zip(bars, panels[1:], strict=False):
+        assert bar.get_position().x1 < ax.get_position().x0
+
+
+def test_plot_solution_of_a_table_and_of_the_model_in_its_own_precision():
+    table = Table([(0, 1), (0, 1)], [[1.0, 1.0], [3.0, 3.0]])
+    model = module(lambda x: table(x) + 1e-10, torch.float64)
+    figure = plot_solution(KleinGordon(reference=table), model, n=3)
+    reference, _, error = (ax.images[0].get_array() for ax in figure.axes[:3])
+    np.testing.assert_allclose(reference, [[1.0, 2.0, 3.0]] * 3)
+    np.testing.assert_allclose(error, np.full((3, 3), 1e-10), rtol=1e-4)
+
+
+def test_plot_solution_takes_a_network_of_half_precision():
+    figure = plot_solution(KleinGordon(), module(lambda x: x[:, :1], torch.bfloat16), n=3)
+    prediction = figure.axes[1].images[0].get_array()
+    np.testing.assert_array_equal(prediction, [[0.0, 0.5, 1.0]] * 3)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_plot_solution_leaves_gaps(bad):
+    figure = plot_solution(KleinGordon(), lambda x: torch.where(x[:, :1] < 1, 0.5, bad), n=3)
+    _, prediction, error = (ax.images[0] for ax in figure.axes[:3])
+    for image in (prediction, error):
+        assert image.get_array().mask.tolist() == [[False, False, True]] * 3
+    assert np.isfinite(error.get_clim()).all()
+    figure.canvas.draw()
+
+
+def test_plot_solution_draws_a_reference_of_zeros():
+    figure = plot_solution(KleinGordon(reference=lambda x: 0 * x[:, :1]), lambda x: x[:, :1], n=3)
+    assert not figure.axes[0].images[0].get_array().any()
+    figure.canvas.draw()
+
+
+class Segment(KleinGordon):
+    variables, domain = ("x",), ((0.0, 1.0),)
+
+
+class Open(KleinGordon):
+    reference = None
+
+
+def one(x):
+    return torch.ones_like(x[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("problem", "model", "message"),
+    [
+        (Segment(), one, "the problem has 1 inputs: maps are drawn for 2"),
+        (Open(), one, "Open has no reference solution"),
+        (KleinGordon(reference=torch.sin), one, r"reference has shape \(9, 2\): .* of one output"),
+        (KleinGordon(reference=lambda x: x[:, 0]), one, r"reference maps \(9, 2\) to \(9,\)"),
+        (KleinGordon(), lambda x: x[:, 0], r"model maps \(9, 2\) to \(9,\): let it return"),
+        (KleinGordon(), lambda x: x, "model has 2 outputs, but the reference has 1"),
+        (KleinGordon(), lambda x: torch.ones(5, 9, 1), r"shape \(5, 9, 1\): pass one network, not"),
+        (KleinGordon(), lambda x: one(x) * float("nan"), "no value .* is finite, such as nan"),
+    ],
+)
+def test_plot_solution_refuses(problem, model, message):
+    with pytest.raises(ValueError, match=message):
+        plot_solution(problem, model, n=3)
+    assert plt.get_fignums() == []
 
 
 # plot_runs
@@ -100,6 +179,45 @@ def test_plot_runs_colours():
     assert len(set(colors)) == 3
     for color, band in zip(colors, ax.collections, strict=True):
         assert tuple(band.get_facecolor()[0]) == to_rgba(color, 0.2)
+
+
+def test_plot_runs_draws_one_run():
+    _, ax = plt.subplots()
+    plot_runs(ax, [1, 2, 3], [3.0, 2.0, 1.0], label="one")
+    np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[1, 3], [2, 2], [3, 1]])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_plot_runs_leaves_out_what_is_not_finite(bad):
+    figure, ax = plt.subplots()
+    runs = [[1.0, 4.0, bad, 2.0], [3.0, bad, bad, 2.0], [5.0, 6.0, bad, 8.0]]
+    plot_runs(ax, [0, 1, 2, 3], runs, label="ours")
+    drawn = ax.lines[0].get_ydata()
+    assert np.ma.filled(drawn, -1.0).tolist() == [3.0, 5.0, -1.0, 2.0]
+    corners = {tuple(v) for path in ax.collections[0].get_paths() for v in path.vertices}
+    assert {(0.0, 1.0), (0.0, 5.0), (1.0, 4.0), (1.0, 6.0), (3.0, 2.0), (3.0, 8.0)} == corners
+    figure.canvas.draw()
+
+
+@pytest.mark.parametrize(
+    ("runs", "shape"),
+    [
+        ([[1.0, 2.0, 3.0]], r"\(1, 3\)"),
+        ([[1.0], [2.0]], r"\(2, 1\)"),
+        ([[[1.0, 2.0]]], r"\(1, 1, 2\)"),
+        (1.0, r"\(\)"),
+    ],
+)
+def test_plot_runs_refuses_another_number_of_steps(runs, shape):
+    _, ax = plt.subplots()
+    with pytest.raises(ValueError, match=f"runs has shape {shape} for 2 steps: pass"):
+        plot_runs(ax, [0, 1], runs, label="ours")
+    assert not ax.lines
+
+
+def test_colours_are_those_of_the_chapters():
+    assert list(COLORS) == ["plain", "balanced", "constant", "data", "pde"]
+    assert len(set(COLORS.values())) == len(COLORS)
 
 
 # plot_gradient_histograms
@@ -154,6 +272,44 @@ def test_histograms_of_nothing_but_zeros():
     figure.canvas.draw()
 
 
+def test_histograms_of_one_entry_have_an_area():
+    figure = plot_gradient_histograms({0: {"w": torch.tensor([[10.0, 0.0]])}}, ["data"])
+    (patch,) = figure.axes[0].patches
+    assert histogram(patch) == pytest.approx({1.0: 5.0})
+
+
+def test_histograms_have_room_for_each_layer_and_step_and_no_heights():
+    view = {name: torch.ones(1, 2) for name in ("a", "b", "c")}
+    figure = plot_gradient_histograms({0: view, 1: view}, ["data"])
+    assert figure.get_size_inches() == pytest.approx([3 * 1.75, 2 * 1.4])
+    assert not any(ax.get_yticks().size for ax in figure.axes)
+    figure.axes[0].set_xlim(-7, 7)
+    assert {ax.get_xlim() for ax in figure.axes} == {(-7, 7)}  # so that layers can be compared
+
+
+ONES = torch.ones(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "message"),
+    [
+        ({}, "snapshots is empty: pass the layers' columns of one step or more"),
+        ({0: {"w": ONES}, 5: {"v": ONES}}, r"step 5 has layers \['v'\]: pass \['w'\] at"),
+        (
+            {0: {"w": torch.ones(3, 3)}},
+            r"'w' at step 0 has shape \(3, 3\) for 2 terms: pass \(K, p",
+        ),
+        ({0: {"w": torch.ones(2)}}, r"layer 'w' at step 0 has shape \(2,\) for 2 terms"),
+        ({0: {"w": ONES}, 5: {"w": ONES / 0}}, "layer 'w' at step 5 has entries that are not fin"),
+        ({0: {"w": ONES * float("nan")}}, "layer 'w' at step 0 has entries that are not finite"),
+    ],
+)
+def test_histograms_refuse(snapshots, message):
+    with pytest.raises(ValueError, match=message):
+        plot_gradient_histograms(snapshots, ["data", "pde"])
+    assert plt.get_fignums() == []
+
+
 # Film
 
 
@@ -170,5 +326,57 @@ def test_film_moves_and_its_still_is_the_last_frame():
             assert level == pytest.approx(255 * grey[i], abs=4)
             assert moving.info["duration"] == 100
         assert np.asarray(still.convert("L")) == pytest.approx(255, abs=4)
-    assert 'alt="&lt;&quot;grey&quot;&gt;"' in film._repr_html_()
+    moving, still = (b64encode(picture).decode() for picture in (film.moving, film.still))
+    assert film._repr_html_() == (
+        "<details open><summary>Film (fold to stop it)</summary>"
+        '<picture><source media="(prefers-reduced-motion: reduce)" '
+        f'srcset="data:image/webp;base64,{still}">'
+        f'<img src="data:image/webp;base64,{moving}" alt="&lt;&quot;grey&quot;&gt;">'
+        "</picture></details>"
+    )
     assert repr(film) == '<"grey">'
+
+
+@pytest.mark.parametrize(("frames", "fps"), [(0, 5), (-1, 5), (3, 0)])
+def test_film_refuses_nothing_to_show(frames, fps):
+    name, count = ("fps", fps) if frames > 0 else ("frames", frames)
+    with pytest.raises(ValueError, match=f"{name} is {count}: use 1 or more"):
+        Film(plt.figure(), print, frames, alt="nothing", fps=fps)
+
+
+def test_film_closes_its_figure_when_drawing_fails():
+    def draw(frame):
+        raise OSError(f"no frame {frame}")
+
+    with pytest.raises(OSError, match="no frame 0"):
+        Film(plt.figure(figsize=(1, 1)), draw, 3, alt="nothing")
+    assert plt.get_fignums() == []
+
+
+def test_film_draws_each_frame_once_and_shows_five_a_second_by_default():
+    frames = []
+
+    def draw(frame):
+        frames.append(frame)
+        figure.set_facecolor(str(frame))
+
+    figure = plt.figure(figsize=(1, 1))
+    film = Film(figure, draw, 2, alt="from black to white")
+    assert frames == [0, 1]
+    with Image.open(BytesIO(film.moving)) as moving:
+        moving.load()
+        assert moving.info["duration"] == 200
+
+
+def test_film_has_frames_of_one_size_whatever_the_style():
+    figure, ax = plt.subplots(figsize=(1, 1))
+    with plt.rc_context({"savefig.bbox": "tight"}):
+        film = Film(figure, lambda i: ax.set_title("A long title" * i), 2, alt="A title grows.")
+    with Image.open(BytesIO(film.moving)) as moving:
+        assert moving.size == (100, 100)
+
+
+def test_film_may_have_one_frame_a_second_and_no_more():
+    film = Film(plt.figure(figsize=(1, 1)), str, 1, alt="a still", fps=1)
+    with Image.open(BytesIO(film.moving)) as moving:
+        assert moving.n_frames == 1

@@ -11,11 +11,11 @@ from test_book import MODULES, public_names
 from torch import Tensor
 
 from chapters import CHAPTERS, cells
-from pinnlib import gradients
+from pinnlib import AdaptivePINN, gradients
 from pinnlib.derivatives import Derivatives, nested, taylor
+from pinnlib.evaluation import relative_l2_error
 from pinnlib.networks import MLP
 from pinnlib.problems import KleinGordon
-from pinnlib.training import AdaptivePINN, relative_l2_error
 
 PROBLEM = KleinGordon()
 

@@ -1,14 +1,15 @@
-"""What every problem has: a domain, points, residuals, losses and an exact solution."""
+"""What every problem has: a domain, points, residuals, losses, and often a reference solution."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from pinnlib.derivatives import Derivatives, Model, nested
+from pinnlib.residuals import check_residual, losses_of
 
 
 class Problem(ABC):
@@ -21,34 +22,39 @@ class Problem(ABC):
         \mathcal L_k(\theta) = \sum_{r \in \text{terms}[k]} \frac1N \sum_{i=1}^N r(x_i; \theta)^2.
 
     Args:
-        terms: which residuals make up which loss term. The default, in the class attribute
-            ``terms``, is the two-term split into ``data`` and ``pde``.
+        terms: which residuals make up which loss term. The default is the class attribute
+            ``terms``, such as the split into ``data`` and ``pde``.
         derivatives: the function that differentiates the model, such as
             :func:`pinnlib.derivatives.nested`.
+        reference: the solution that errors are measured against, points ``(N, d)`` to values
+            ``(N, m)``: a formula, a :class:`~pinnlib.problems.Table`, a solver. The default is the
+            class's own, which may be a method; None if there is none.
 
     Raises:
         ValueError: if a term has no residual, or a residual stands in two terms.
 
-    A problem of your own needs what follows here, such as u' = -u with u(0) = 1:
+    A problem of your own needs what follows here, such as u' = -u with u(0) = 1; without
+    ``reference`` it can be trained, too:
 
+    >>> from pinnlib.problems import uniform
     >>> class Decay(Problem):
     ...     variables = ("t",)
     ...     domain = ((0.0, 1.0),)
     ...     terms = {"data": ["initial"], "pde": ["pde"]}
     ...
     ...     def sample(self, n, generator):
-    ...         t = torch.rand(n, 1, generator=generator)
-    ...         return {"initial": torch.zeros(1, 1), "pde": t}
+    ...         t = uniform(self.domain, n, generator)
+    ...         return {"initial": torch.zeros_like(t[:1]), "pde": t}
     ...
     ...     def residuals(self, model, batch):
     ...         u, (u_t,), _ = self.derivatives(model, batch["pde"], order=1)
     ...         return {"initial": model(batch["initial"]) - 1, "pde": u_t + u}
     ...
-    ...     def exact(self, x):
+    ...     def reference(self, x):
     ...         return torch.exp(-x)
     >>> problem = Decay()
     >>> batch = problem.sample(128, torch.Generator().manual_seed(0))
-    >>> losses = problem.losses(problem.exact, batch)
+    >>> losses = problem.losses(problem.reference, batch)
     >>> {term: loss.item() for term, loss in losses.items()}
     {'data': 0.0, 'pde': 0.0}
     """
@@ -59,60 +65,100 @@ class Problem(ABC):
     """One (low, high) pair for each input."""
     terms: Mapping[str, Sequence[str]]
     """The residuals that each loss term adds up."""
+    reference: Callable[[Tensor], Tensor] | None = None
+    """Maps points ``(N, d)`` to the values ``(N, m)`` that errors are measured against."""
 
     def __init__(
         self,
         terms: Mapping[str, Sequence[str]] | None = None,
         derivatives: Derivatives = nested,
+        reference: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if terms is not None:
             self.terms = terms
+        if reference is not None:
+            self.reference = reference
         self.derivatives = derivatives
-        names = [name for group in self.terms.values() for name in group]
-        for term, group in self.terms.items():
-            if isinstance(group, str) or not group:
-                raise ValueError(f"term {term!r} has residuals {group!r}: pass a list of names")
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(
-                f"residuals {sorted(twice)} stand more than once in terms: name each once"
-            )
+        _check_terms(getattr(self, "terms", None))
 
     @abstractmethod
-    def sample(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Draw random points for each set of points.
+    def sample(
+        self, n: int | Mapping[str, int], generator: torch.Generator
+    ) -> Mapping[str, Tensor]:
+        """Draw random points for each set of points, on the device of the generator.
 
         Args:
-            n: points in each set.
+            n: points in each set, or how many in which set, by name.
             generator: source of the points.
 
         Returns:
             ``(n, d)`` for each set, by name.
 
         Raises:
-            ValueError: if ``n`` is smaller than the number of faces that a set is shared out over.
+            ValueError: if ``n`` is smaller than the number of faces that a set is shared out over,
+                or names other sets.
         """
 
     @abstractmethod
-    def residuals(self, model: Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def residuals(self, model: Model, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """What should be zero at each point.
 
         Args:
-            model: maps points ``(N, d)`` to values ``(N, 1)``.
+            model: maps points ``(N, d)`` to values ``(N, m)``.
             batch: points from :meth:`sample`.
 
         Returns:
             ``(N, 1)`` for each residual, ``(M, N, 1)`` for a stack of M networks, by name.
         """
 
-    @abstractmethod
-    def exact(self, x: Tensor) -> Tensor:
-        """Exact solution at points ``x`` of shape ``(N, d)``, as ``(N, 1)``."""
+    def term_residuals(self, model: Model, batch: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+        """The residuals of each term, for methods that need more than their mean squares.
+
+        Args:
+            model: maps points ``(N, d)`` to values ``(N, m)``.
+            batch: points from :meth:`sample`.
+
+        Returns:
+            For each name in ``terms``, in that order, residuals ``(N, 1)``, or ``(M, N, 1)`` for a
+            stack of M networks with batches ``(M, N, d)``.
+
+        Raises:
+            TypeError: if :meth:`residuals` does not return tensors by name.
+            ValueError: if a residual has another shape, if ``terms`` names one that the problem
+                does not have, or leaves one out.
+
+        >>> from pinnlib.problems import Helmholtz
+        >>> batch = Helmholtz().sample(128, torch.Generator().manual_seed(0))
+        >>> residuals = Helmholtz().term_residuals(lambda x: x[:, :1] ** 3, batch)
+        >>> {term: [tuple(r.shape) for r in group] for term, group in residuals.items()}
+        {'data': [(128, 1)], 'pde': [(128, 1)]}
+        """
+        residuals = self.residuals(model, batch)
+        if not isinstance(residuals, Mapping):
+            raise TypeError(
+                f"residuals() returns a {type(residuals).__name__}: return a dict of tensors (N, 1)"
+            )
+        stack = _stack_of(batch)
+        for name, r in residuals.items():
+            check_residual(name, r, stack)
+        for term, group in self.terms.items():
+            if unknown := set(group) - set(residuals):
+                raise ValueError(
+                    f"term {term!r} names unknown residuals {sorted(unknown)}: "
+                    f"this problem has {sorted(residuals)}"
+                )
+        if unnamed := set(residuals).difference(*self.terms.values()):
+            raise ValueError(
+                f"residuals {sorted(unnamed)} stand in no term, so nothing would make them zero: "
+                "name them in terms, or return them no longer"
+            )
+        return {term: [residuals[name] for name in group] for term, group in self.terms.items()}
 
     def losses(self, model: Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Unweighted loss of each term: the mean squares of its residuals, added up.
 
         Args:
-            model: maps points ``(N, d)`` to values ``(N, 1)``.
+            model: maps points ``(N, d)`` to values ``(N, m)``.
             batch: points from :meth:`sample`.
 
         Returns:
@@ -120,44 +166,54 @@ class Problem(ABC):
             networks with batches ``(M, N, d)``.
 
         Raises:
-            ValueError: if ``terms`` names a residual that the problem does not have.
+            TypeError: as :meth:`term_residuals`.
+            ValueError: as :meth:`term_residuals`, or if a residual has no point.
         """
-        residuals = self.residuals(model, batch)
-        for term, group in self.terms.items():
-            if unknown := set(group) - set(residuals):
-                raise ValueError(
-                    f"term {term!r} names unknown residuals {sorted(unknown)}: "
-                    f"this problem has {sorted(residuals)}"
-                )
-        squares = {name: r.square().mean(dim=(-2, -1)) for name, r in residuals.items()}
-        return {
-            term: torch.stack([squares[name] for name in group]).sum(dim=0)
-            for term, group in self.terms.items()
-        }
+        return losses_of(self.term_residuals(model, batch), _stack_of(batch))
 
-    def grid(self, n: int = 100) -> Tensor:
+    def grid(
+        self,
+        n: int = 100,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
         """Points of a regular grid, ``(n**d, d)``: ``n`` values an input, the last one fastest.
+
+        Raises:
+            ValueError: if ``n`` is smaller than 1.
 
         >>> from pinnlib.problems import KleinGordon
         >>> KleinGordon().grid(2).tolist()
         [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]
         """
-        axes = [torch.linspace(low, high, n) for low, high in self.domain]
+        if n < 1:
+            raise ValueError(f"n is {n}: use 1 value or more along each input")
+        axes = [
+            torch.linspace(low, high, n, device=device, dtype=dtype) for low, high in self.domain
+        ]
         return torch.cartesian_prod(*axes).reshape(-1, len(axes))
 
-    def _interior(self, n: int, generator: torch.Generator) -> Tensor:
-        """``n`` points drawn uniformly from the domain."""
-        low, high = torch.tensor(self.domain).T
-        points: Tensor = low + (high - low) * torch.rand(n, len(low), generator=generator)
-        return points
 
-    def _faces(
-        self, n: int, generator: torch.Generator, faces: Sequence[tuple[int, float]]
-    ) -> Tensor:
-        """``n`` points shared out evenly over faces, each given as (column, its value there)."""
-        if n < len(faces):
-            raise ValueError(f"n is {n}: use {len(faces)} points or more, one for each face")
-        x = self._interior(n, generator)
-        for i, (column, value) in enumerate(faces):
-            x[i :: len(faces), column] = value
-        return x
+def _check_terms(terms: Mapping[str, Sequence[str]] | None) -> None:
+    """Raise a ValueError unless each term has a list of residuals, and each residual one term."""
+    if not isinstance(terms, Mapping) or not terms:
+        raise ValueError(
+            f"terms is {terms!r}: name the residuals of each term, in order, such as "
+            "{'data': ['boundary'], 'pde': ['pde']}"
+        )
+    for term, group in terms.items():
+        if not isinstance(group, list | tuple) or not group:
+            raise ValueError(f"term {term!r} has residuals {group!r}: pass a list of names")
+    names = [name for group in terms.values() for name in group]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"residuals {sorted(twice)} stand more than once in terms: name each once")
+
+
+def _stack_of(batch: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """``(M,)`` if a set of points is ``(M, N, d)``, for a stack of M networks, else ``()``."""
+    stacks = {tuple(x.shape[:-2]) for x in batch.values() if x.ndim > 2}
+    if len(stacks) > 1:
+        shapes = {name: tuple(x.shape) for name, x in batch.items()}
+        raise ValueError(f"sets have shapes {shapes}: pass (M, N, d) with one M for all")
+    return stacks.pop() if stacks else ()

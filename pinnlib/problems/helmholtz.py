@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pinnlib.derivatives import Model
 from pinnlib.problems.base import Problem
+from pinnlib.problems.sampling import faces, sizes, uniform
 
 
 class Helmholtz(Problem):
@@ -34,23 +35,28 @@ class Helmholtz(Problem):
     k = 1.0
 
     def exact(self, x: Tensor) -> Tensor:
+        """The solution u, ``(…, 2)`` to ``(…, 1)``."""
         x, y = x.split(1, dim=-1)
         return torch.sin(math.pi * self.a[0] * x) * torch.sin(math.pi * self.a[1] * y)
+
+    def reference(self, x: Tensor) -> Tensor:
+        return self.exact(x)
 
     def source(self, x: Tensor) -> Tensor:
         r"""Source :math:`q = (k^2 - \pi^2 (a_1^2 + a_2^2))\,u`, ``(N, d)`` to ``(N, 1)``."""
         return (self.k**2 - math.pi**2 * (self.a[0] ** 2 + self.a[1] ** 2)) * self.exact(x)
 
-    def sample(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        faces = [(0, -1.0), (0, 1.0), (1, -1.0), (1, 1.0)]
+    def sample(self, n: int | Mapping[str, int], generator: torch.Generator) -> dict[str, Tensor]:
+        size = sizes(n, ("boundary", "pde"))
+        edges = [(0, -1.0), (0, 1.0), (1, -1.0), (1, 1.0)]
         return {
-            "boundary": self._faces(n, generator, faces),
-            "pde": self._interior(n, generator),
+            "boundary": faces(self.domain, size["boundary"], generator, edges),
+            "pde": uniform(self.domain, size["pde"], generator),
         }
 
     def residuals(self, model: Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        u, _, (u_xx, u_yy) = self.derivatives(model, batch["pde"])
+        u, _, (laplacian,) = self.derivatives(model, batch["pde"], operator=(1.0, 1.0))
         return {
             "boundary": model(batch["boundary"]) - self.exact(batch["boundary"]),
-            "pde": u_xx + u_yy + self.k**2 * u - self.source(batch["pde"]),
+            "pde": laplacian + self.k**2 * u - self.source(batch["pde"]),
         }

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pinnlib.derivatives import Model
 from pinnlib.problems.base import Problem
+from pinnlib.problems.sampling import faces, sizes, uniform
 
 
 class KleinGordon(Problem):
@@ -36,9 +37,13 @@ class KleinGordon(Problem):
     terms = {"data": ("boundary", "initial", "velocity"), "pde": ("pde",)}
 
     def exact(self, x: Tensor) -> Tensor:
+        """The solution u, ``(…, 2)`` to ``(…, 1)``."""
         x, t = x.split(1, dim=-1)
         u: Tensor = x * torch.cos(5 * math.pi * t) + (x * t) ** 3
         return u
+
+    def reference(self, x: Tensor) -> Tensor:
+        return self.exact(x)
 
     def source(self, x: Tensor) -> Tensor:
         r"""Source :math:`f = u_{tt} - u_{xx} + u^3`, ``(N, d)`` to ``(N, 1)``."""
@@ -49,20 +54,21 @@ class KleinGordon(Problem):
         f: Tensor = u_tt - u_xx + u**3
         return f
 
-    def sample(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def sample(self, n: int | Mapping[str, int], generator: torch.Generator) -> dict[str, Tensor]:
+        size = sizes(n, ("boundary", "initial", "pde"))
         return {
-            "boundary": self._faces(n, generator, [(0, 0.0), (0, 1.0)]),
-            "initial": self._faces(n, generator, [(1, 0.0)]),
-            "pde": self._interior(n, generator),
+            "boundary": faces(self.domain, size["boundary"], generator, [(0, 0.0), (0, 1.0)]),
+            "initial": faces(self.domain, size["initial"], generator, [(1, 0.0)]),
+            "pde": uniform(self.domain, size["pde"], generator),
         }
 
     def residuals(self, model: Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         boundary, initial, interior = batch["boundary"], batch["initial"], batch["pde"]
         u_0, (_, u_t_0), _ = self.derivatives(model, initial, order=1)
-        u, _, (u_xx, u_tt) = self.derivatives(model, interior)
+        u, _, (wave,) = self.derivatives(model, interior, operator=(-1.0, 1.0))
         return {
             "boundary": model(boundary) - self.exact(boundary),
             "initial": u_0 - self.exact(initial),
             "velocity": u_t_0,
-            "pde": u_tt - u_xx + u**3 - self.source(interior),
+            "pde": wave + u**3 - self.source(interior),
         }

@@ -1,0 +1,170 @@
+"""One training step on a GPU: ``python -m benchmarks.gpu``, at most eight minutes.
+
+First the numbers: a hundred balanced steps on the device and on the CPU, from the same networks
+and points. Then the times of a plain and a balanced step, run eagerly, compiled, and as a replayed
+CUDA graph, for M networks with N points a set each. Results go to ``gpu.json`` beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pinnlib import GradientBalancer, Step
+from pinnlib.derivatives import taylor
+from pinnlib.networks import MLP, Stacked
+from pinnlib.problems import Helmholtz
+from pinnlib.recording import Recorded
+from pinnlib.step import Weights, eager
+
+RESULTS = Path(__file__).with_name("gpu.json")
+POINTS = (1_000, 10_000, 100_000, 1_000_000)
+NETWORKS = (1, 4, 16, 64, 256)
+MOST = 1_000_000
+"""Points of all networks together."""
+PLAIN: dict[str, float | torch.Tensor] = {"data": 1.0, "pde": 1.0}
+WAYS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+    "eager": eager,
+    "compiled": Recorded,
+    "CUDA graph": partial(Recorded, mode="reduce-overhead"),
+}
+
+
+def training(
+    m: int,
+    n: int,
+    balancer: Weights,
+    run: Callable[[Callable[..., Any]], Callable[..., Any]],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> Callable[[], None]:
+    """A training step of M networks with N points a set, on the same points at each call."""
+    problem = Helmholtz(derivatives=taylor)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(m)]
+    networks = [MLP(problem.domain, generator=g).to(dtype) for g in generators]
+    drawn = [problem.sample(n, g) for g in generators]
+    batch = {
+        name: torch.stack([points[name] for points in drawn]).to(device, dtype) for name in drawn[0]
+    }
+    model = Stacked(networks).to(device)
+    step = Step(lambda b: problem.term_residuals(model, b), model, balancer, stack=(m,), run=run)
+    optimizer = torch.optim.Adam(step.params, lr=1e-3, fused=True)
+
+    def take() -> None:
+        optimizer.zero_grad()
+        step(batch)
+        optimizer.step()
+
+    take.parameters = lambda: torch.cat([p.detach().flatten().cpu() for p in step.params])  # type: ignore[attr-defined]
+    take.weights = lambda: step.balancer.weights.cpu()  # type: ignore[attr-defined]
+    return take
+
+
+def parity(device: torch.device, steps: int = 100) -> dict[str, Any]:
+    """Greatest relative difference of weights and parameters between the device and the CPU."""
+    found = {}
+    for dtype in (torch.float64, torch.float32):
+        if device.type == "mps" and dtype == torch.float64:
+            continue
+        for way in ("eager", "compiled"):
+            ends = []
+            for where, run in ((torch.device("cpu"), eager), (device, WAYS[way])):
+                take: Any = training(4, 128, GradientBalancer.simplified(), run, where, dtype)
+                for _ in range(steps):
+                    take()
+                ends.append((take.weights(), take.parameters()))
+            (w, p), (w_device, p_device) = ends
+            found[f"{way}, {str(dtype).removeprefix('torch.')}"] = {
+                "weights": float(f"{((w_device - w) / w).abs().max():.2g}"),
+                "parameters": float(f"{(p_device - p).norm() / p.norm():.2g}"),
+            }
+    return found
+
+
+def seconds(take: Callable[[], None], device: torch.device, budget: float) -> float:
+    """Median time of a step; the device is waited for once in ten steps."""
+    for _ in range(5):
+        take()
+    rounds: list[float] = []
+    end = time.perf_counter() + budget
+    while len(rounds) < 3 or (time.perf_counter() < end and len(rounds) < 30):
+        wait(device)
+        start = time.perf_counter()
+        for _ in range(10):
+            take()
+        wait(device)
+        rounds.append((time.perf_counter() - start) / 10)
+    return statistics.median(rounds)
+
+
+def wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def sizes(points: tuple[int, ...], networks: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Numbers of networks and points within the limit, the cheap ones first."""
+    yield from sorted(
+        ((m, n) for m in networks for n in points if m * n <= MOST), key=lambda p: p[0] * p[1]
+    )
+
+
+def times(
+    device: torch.device, points: tuple[int, ...], networks: tuple[int, ...], until: float
+) -> list[dict[str, Any]]:
+    """Milliseconds of a step for all sizes and ways, while there is time left."""
+    rows = []
+    for m, n in sizes(points, networks):
+        row: dict[str, Any] = {"networks": m, "points": n}
+        for way, run in WAYS.items():
+            if way == "CUDA graph" and device.type != "cuda":
+                continue
+            for kind, balancer in (("plain", PLAIN), ("balanced", GradientBalancer.simplified())):
+                if time.perf_counter() > until:
+                    print("out of time: the rest is left out")
+                    return rows
+                take = training(m, n, balancer, run, device)
+                row[f"{kind}, {way}"] = float(f"{1e3 * seconds(take, device, 1.0):.4g}")
+        print(row, flush=True)
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--device", help="another than the accelerator, such as cpu, for a trial")
+    parser.add_argument("--points", type=int, nargs="+", default=POINTS)
+    parser.add_argument("--networks", type=int, nargs="+", default=NETWORKS)
+    parser.add_argument("--minutes", type=float, default=7.0)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    accelerator = torch.accelerator.current_accelerator()
+    device = torch.device(arguments.device) if arguments.device else accelerator
+    if device is None:
+        raise SystemExit("there is no accelerator here: --device cpu makes a trial run")
+    until = time.perf_counter() + 60 * arguments.minutes
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    results = {
+        "date": datetime.date.today().isoformat(),
+        "device": f"{device.type}: {name}",
+        "torch": torch.__version__.partition("+")[0],
+        "parity": parity(device),
+    }
+    print(results, flush=True)
+    results["ms"] = times(device, tuple(arguments.points), tuple(arguments.networks), until)
+    arguments.results.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"Done: {arguments.results}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""The training loop: draw points, measure, observe, step, record."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, StepLR
+from tqdm import tqdm
+
+from pinnlib.evaluation import ErrorOnGrid
+from pinnlib.history import History, Observation, Recorder
+from pinnlib.parameters import check_optimizer
+from pinnlib.problems import Problem
+from pinnlib.residuals import NotFiniteError, check_terms
+from pinnlib.step import Batch, Step, Weights
+from pinnlib.weighting import as_balancer
+
+
+def adam(params: Iterable[Tensor]) -> Optimizer:
+    """Adam with the learning rate 1e-3, the optimizer of the book.
+
+    >>> adam([torch.zeros(1, requires_grad=True)]).defaults["lr"]
+    0.001
+    """
+    params = list(params)
+    fused = params[0].device.type in ("cpu", "cuda")
+    return torch.optim.Adam(params, lr=1e-3, fused=fused)
+
+
+def decay(optimizer: Optimizer) -> LRScheduler:
+    """A learning rate that is multiplied by 0.9 every 1000 steps, the schedule of the book.
+
+    >>> decay(adam([torch.zeros(1, requires_grad=True)])).get_last_lr()
+    [0.001]
+    """
+    return StepLR(optimizer, step_size=1000, gamma=0.9)
+
+
+def run_loop(
+    problem: Problem,
+    model: nn.Module,
+    balancer: Weights,
+    sample: Callable[[], Batch],
+    *,
+    names: Sequence[str],
+    stack: tuple[int, ...],
+    steps: int,
+    optimizer: Callable[[Sequence[Tensor]], Optimizer],
+    schedule: Callable[[Optimizer], LRScheduler],
+    record_every: int,
+    observe: Callable[[Observation], None] | None,
+    run: Callable[[Callable[..., Any]], Callable[..., Any]],
+) -> History:
+    """Train until the steps are done, or nothing is left that could be trained.
+
+    Arguments are those of :func:`pinnlib.training.train`, but for ``sample``, which takes nothing,
+    ``names`` of the networks for messages, and ``stack``, ``(M,)`` for a stack of M.
+    """
+    if steps < 1 or record_every != int(record_every) or record_every < 1:
+        raise ValueError(f"steps is {steps}, record_every {record_every}: use 1 or more of each")
+    balancer = as_balancer(balancer)
+    check_terms(balancer.terms, problem.terms)
+
+    def terms_of(batch: Batch) -> Mapping[str, Sequence[Tensor]]:
+        return problem.term_residuals(model, batch)
+
+    step = Step(terms_of, model, balancer, stack=stack, run=run)
+    device, dtype = step.device, step.params[0].dtype
+    moving = optimizer(step.params)
+    check_optimizer(moving, step.params)
+    slowing = schedule(moving)
+    error = None if problem.reference is None else ErrorOnGrid(problem, device=device, dtype=dtype)
+    recorder = Recorder(balancer.terms, stack)
+    seconds, start = 0.0, perf_counter()
+    try:
+        # disable=None: silent where there is no terminal, such as in an executed notebook.
+        for s in tqdm(range(1, steps + 1), disable=None):
+            batch = {name: x.to(device, dtype) for name, x in sample().items()}
+            measured = step.measure(batch)
+            if observe is not None:
+                observe(Observation(s, balancer.terms, measured, partial(step.rows, batch)))
+            moving.zero_grad()
+            step.apply(measured)
+            moving.step()
+            slowing.step()
+            if s % record_every == 0 or s == steps:
+                seconds += perf_counter() - start
+                recorder.add(s, measured, None if error is None else error(model), seconds, balancer.failed)
+                if recorder.all_failed:
+                    break
+                start = perf_counter()
+    except NotFiniteError as failure:
+        if not recorder.entries:
+            raise
+        recorder.failed = torch.tensor(s - 1)
+        warnings.warn(f"training stopped at step {s}: {failure}", stacklevel=3)
+    except BaseException as failure:
+        if recorder.entries:
+            failure.history = recorder.history()  # type: ignore[attr-defined]
+            failure.add_note("What was recorded before is the attribute history of this error.")
+        raise
+    history = recorder.history()
+    if stack or step.device.type != "cpu":
+        for i, s in history.failures.items():
+            warnings.warn(f"{names[i]} failed at step {s}: something was not finite", stacklevel=3)
+    return history

@@ -1,0 +1,47 @@
+"""From what a step shows to the weights of its terms: rules, and the balancer that keeps them."""
+
+from pinnlib.weighting.balancer import Balancer, as_balancer
+from pinnlib.weighting.by_term import ByTerm
+from pinnlib.weighting.constant import Constant
+from pinnlib.weighting.follow import (
+    Average,
+    Follow,
+    arithmetic_average,
+    logarithmic_average,
+)
+from pinnlib.weighting.kernel import KernelTrace, signs
+from pinnlib.weighting.published import GradientBalancer
+from pinnlib.weighting.ratio import (
+    LayerMax,
+    LayerMeans,
+    Ratio,
+    Reference,
+    Statistic,
+    geometric_mean_of_terms,
+    mean_of_terms,
+)
+from pinnlib.weighting.rule import Rule, Seen, State
+
+__all__ = [
+    "Average",
+    "Balancer",
+    "ByTerm",
+    "Constant",
+    "Follow",
+    "GradientBalancer",
+    "KernelTrace",
+    "LayerMax",
+    "LayerMeans",
+    "Ratio",
+    "Reference",
+    "Rule",
+    "Seen",
+    "State",
+    "Statistic",
+    "arithmetic_average",
+    "as_balancer",
+    "geometric_mean_of_terms",
+    "logarithmic_average",
+    "mean_of_terms",
+    "signs",
+]

@@ -1,0 +1,81 @@
+"""Weights by the trace of the neural tangent kernel, estimated from random signs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pinnlib.weighting.ratio import Reference, check_reference, mean_of_terms, ratio, reference_size
+from pinnlib.weighting.rule import Rule, Seen, State
+
+
+@dataclass(frozen=True)
+class KernelTrace(Rule):
+    r"""Target weights from the traces of the terms' kernels, for :class:`pinnlib.weighting.Follow`.
+
+    .. math:: \hat\lambda_k = \frac{R}{T_k}, \qquad
+       T_k = \Big\lVert \sum_r \tfrac1{\sqrt N} \sum_i z_i \nabla_\theta r_i \Big\rVert_2^2,
+
+    with signs :math:`z_i = \pm 1` drawn anew at every update. The mean of :math:`T_k` over the
+    signs is :math:`\sum_r \frac1N \sum_i \lVert\nabla_\theta r_i\rVert_2^2`, the mean diagonal of
+    the kernel (:cite:t:`wang2022`), so one backward pass a term estimates it. It does not vanish
+    with the residuals.
+
+    Args:
+        reference: as for :class:`pinnlib.weighting.Ratio`; jaxpi takes the mean of all terms.
+        seed: of the signs. Their generator is a counter, part of the state.
+
+    Raises:
+        TypeError: if the seed is no whole number.
+        ValueError: if it is out of range; later, where losses are given instead of residuals.
+
+    >>> from pinnlib.weighting.follow import Follow
+    >>> Follow(KernelTrace(seed=1), alpha=0.1).rule.seed
+    1
+    """
+
+    reference: Reference = mean_of_terms
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise TypeError(f"seed is {self.seed!r}: pass a whole number")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed is {self.seed}: pass a number from 0 to 2**31 - 1")
+
+    def start(self, terms: Sequence[str], weights: Tensor) -> State:
+        check_reference(self.reference, terms)
+        return {"key": torch.full((), self.seed, dtype=torch.int64, device=weights.device)}
+
+    def __call__(self, seen: Seen, state: State) -> tuple[Tensor, State]:
+        rows = seen.probe(state["key"])
+        traces = rows.to(seen.weights.dtype).square().sum(dim=-1)
+        R = reference_size(self.reference, seen.terms, traces)
+        return ratio(traces, R, torch.finfo(rows.dtype).max), state | {"key": state["key"] + 1}
+
+
+def signs(key: Tensor, n: int) -> Tensor:
+    """n random signs, ``(n,)``: a pure function of a key, the same on each device and compiled.
+
+    Integers are mixed as in the generator SplitMix64; a sign is the highest bit.
+
+    Args:
+        key: an integer tensor without dimensions.
+        n: how many.
+
+    >>> signs(torch.tensor(0), 1000).abs().unique().tolist()
+    [1]
+    """
+
+    def fold(z: Tensor, bits: int) -> Tensor:
+        # The shift of a signed integer repeats its sign: only the bits that moved are kept.
+        return z ^ ((z >> bits) & ((1 << (64 - bits)) - 1))
+
+    z = torch.arange(n, device=key.device) + (key << 32)
+    z = z * -0x61C8864680B583EB
+    z = fold(z, 30) * -0x40A7B892E31B1A47
+    z = fold(z, 27) * -0x6B2FB644ECCEEE15
+    return torch.where(fold(z, 31) < 0, -1, 1)

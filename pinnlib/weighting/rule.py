@@ -1,0 +1,133 @@
+"""What a weighting rule is: a pure function from what a step shows to the weights of its terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+from torch import Tensor
+
+State = dict[str, Tensor]
+"""What a rule remembers from one update to the next."""
+
+
+class Seen:
+    r"""What one step shows to a rule. What no rule looks at is never computed.
+
+    Args:
+        terms: names of the K terms.
+        weights: the weights in force, ``(…, K)``.
+        losses: the unweighted losses, ``(…, K)``, detached.
+        rows: measures the gradient matrix ``(…, K, P)``, and which of its entries each term uses,
+            ``(K, P)``, or ``None`` for all.
+        probes: measures :attr:`probe`.
+
+    >>> import torch
+    >>> G = torch.tensor([[1.0, 1.0], [4.0, 4.0]])
+    >>> seen = Seen(["data", "pde"], torch.ones(2), rows=lambda: (G, None))
+    >>> seen.G.shape
+    torch.Size([2, 2])
+    """
+
+    def __init__(
+        self,
+        terms: Sequence[str],
+        weights: Tensor,
+        *,
+        losses: Tensor | None = None,
+        rows: Callable[[], tuple[Tensor, Tensor | None]] | None = None,
+        probes: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.terms = tuple(terms)
+        self.weights = weights
+        self._losses, self._measure_rows, self._measure_probes = losses, rows, probes
+
+    @property
+    def losses(self) -> Tensor:
+        """The unweighted losses, ``(…, K)``."""
+        if self._losses is None:
+            raise ValueError("this rule looks at the losses: pass them beside G")
+        return self._losses
+
+    @cached_property
+    def _rows(self) -> tuple[Tensor, Tensor | None]:
+        if self._measure_rows is None:
+            raise ValueError("this rule looks at the gradient matrix: pass it")
+        return self._measure_rows()
+
+    @property
+    def G(self) -> Tensor:
+        """The gradient matrix, ``(…, K, P)``; one backward pass a term, at the first look."""
+        return self._rows[0]
+
+    @property
+    def used(self) -> Tensor | None:
+        """Which entries of G each term uses, ``(K, P)``; ``None`` where every term uses all."""
+        return self._rows[1]
+
+    @property
+    def has_measured_rows(self) -> bool:
+        """Whether a rule has looked at G."""
+        return "_rows" in vars(self)
+
+    def probe(self, key: Tensor) -> Tensor:
+        r"""Gradients of randomly signed sums of residuals, ``(…, K, P)``: a pass more a term.
+
+        .. math:: \sum_r \frac1{\sqrt N} \sum_{i=1}^N z_i \nabla_\theta r_i,
+           \qquad z_i = \pm 1 \text{ at random}.
+
+        To be looked at before :attr:`G`, which frees the graph.
+
+        Args:
+            key: an integer tensor; the same key gives the same signs.
+        """
+        if self._measure_probes is None:
+            raise ValueError(
+                "this rule looks at residuals: pass each term as a list of residuals (N, 1), not "
+                "as a loss (for a Problem, its term_residuals)"
+            )
+        return self._measure_probes(key)
+
+
+class Rule:
+    """Turns what a step shows into weights, without a memory of its own: state in, state out.
+
+    A rule of your own overrides :meth:`__call__`, and :meth:`start` if it remembers something.
+
+    >>> import torch
+    >>> class Inverse(Rule):
+    ...     '''Each weight is one over its loss.'''
+    ...
+    ...     def __call__(self, seen, state):
+    ...         return 1 / seen.losses, state
+    >>> Inverse()(Seen(["a", "b"], torch.ones(2), losses=torch.tensor([2.0, 4.0])), {})[0]
+    tensor([0.5000, 0.2500])
+    """
+
+    def start(self, terms: Sequence[str], weights: Tensor) -> State:
+        """The state before the first update.
+
+        Args:
+            terms: names of the K terms.
+            weights: the weights at the start, ``(…, K)``; a state has their device.
+
+        Raises:
+            ValueError: if the rule names a term that is not there.
+        """
+        return {}
+
+    def __call__(self, seen: Seen, state: State) -> tuple[Tensor, State]:
+        """One update.
+
+        Args:
+            seen: what the step shows.
+            state: what :meth:`start` or the update before returned.
+
+        Returns:
+            The weights ``(…, K)``, and the state for the next update.
+        """
+        raise NotImplementedError
+
+    def target(self, seen: Seen, state: State) -> Tensor:
+        """What the rule aims at, without any moving average, ``(…, K)``."""
+        return self(seen, state)[0]

@@ -1,0 +1,201 @@
+"""What several test files build: generators, small networks, points."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pinnlib.adaptive import AdaptivePINN
+from pinnlib.derivatives import nested
+from pinnlib.networks import MLP
+from pinnlib.recording import Recorded
+from pinnlib.step import Step, balanced_backward
+from pinnlib.weighting import Balancer
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def network(domain: object = ((0.0, 1.0), (0.0, 1.0)), seed: int = 0, *, outputs: int = 1) -> MLP:
+    """A small network in float64."""
+    return MLP(domain, width=6, depth=2, outputs=outputs, generator=seeded(seed)).double()
+
+
+def points(n: int = 8, d: int = 2, seed: int = 0) -> Tensor:
+    """Points of the unit cube, ``(n, d)``, in float64."""
+    return torch.rand(n, d, generator=seeded(seed), dtype=torch.float64)
+
+
+def module(forward: Callable[[Tensor], Tensor], dtype: torch.dtype) -> nn.Module:
+    """A plain function with a parameter, so that it has a device and a dtype."""
+
+    class Function(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = nn.Parameter(torch.zeros(1, dtype=dtype))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return forward(x)
+
+    return Function()
+
+
+def theta(*values: float, dtype: torch.dtype = torch.float64) -> Tensor:
+    """A parameter with these entries."""
+    return torch.tensor(values, dtype=dtype, requires_grad=True)
+
+
+def rows(*sizes: float, dtype: torch.dtype = torch.float64) -> Tensor:
+    """A gradient matrix whose rows have these mean and largest absolute values."""
+    return torch.tensor(sizes, dtype=dtype)[:, None] * torch.tensor([1.0, -1.0, 1.0], dtype=dtype)
+
+
+# Losses
+
+
+class Branched(nn.Module):
+    """A network with parameters that one term, no term, or nobody may use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network()
+        self.data_only = nn.Parameter(torch.tensor([0.5, 1.5], dtype=torch.float64))
+        self.pde_only = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+        self.unused = nn.Parameter(torch.ones(7, dtype=torch.float64))
+        self.frozen = nn.Parameter(torch.ones(3, dtype=torch.float64), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u: Tensor = self.body(x)
+        return u
+
+
+Batch = Mapping[str, Tensor]
+LossesOf = Callable[[Batch], dict[str, Tensor]]
+
+
+def two_losses(model: nn.Module, coefficient: Tensor | float = 1.0) -> LossesOf:
+    """Losses ``data`` and ``pde`` at the points ``x``, of a network or a branched one."""
+
+    def losses(batch: Batch) -> dict[str, Tensor]:
+        x = batch["x"]
+        u, (u_x, u_t), _ = nested(model, x, order=1)
+        scale, shift = getattr(model, "data_only", (1.0, 0.0)), getattr(model, "pde_only", 0.0)
+        data = (scale[0] * u + scale[1] - x[:, :1]).square().mean()
+        pde = 10 * (u_t - coefficient * u_x + u**2 + shift).square().mean()
+        return {"data": data, "pde": pde * getattr(model, "frozen", torch.ones(1)).sum()}
+
+    return losses
+
+
+TERMS = ["data", "initial", "pde"]
+
+
+def three_terms(model: nn.Module) -> Callable[[Batch], dict[str, list[Tensor]]]:
+    """Residuals of three terms whose gradients differ in size."""
+
+    def terms(batch: Batch) -> dict[str, list[Tensor]]:
+        x = batch["x"]
+        u, (u_x, u_t), _ = nested(model, x, order=1)
+        return {
+            "data": [u - x[..., :1], u[..., :3, :]],
+            "initial": [3 * (model(x.flip(-1)) - 1)],
+            "pde": [10 * (u_t - u_x + u**2)],
+        }
+
+    return terms
+
+
+def three_losses(model: nn.Module) -> LossesOf:
+    """The mean squares of these residuals, by hand."""
+
+    def losses(batch: Batch) -> dict[str, Tensor]:
+        terms = three_terms(model)(batch).items()
+        return {term: sum((r**2).mean(dim=(-2, -1)) for r in group) for term, group in terms}  # type: ignore[misc]
+
+    return losses
+
+
+BAD_LOSSES: dict[str, tuple[Callable[[Tensor, Sequence[Tensor]], Tensor], str]] = {
+    # How to spoil a good loss of some parameters, and what the error says.
+    "nan": (lambda loss, params: loss * math.nan, "loss {} is nan: lower the learning rate or che"),
+    "inf": (lambda loss, params: loss * math.inf, "loss {} is inf: lower the learning rate or che"),
+    "vector": (
+        lambda loss, params: loss * torch.ones(2, device=loss.device),
+        r"loss {} has shape \(2,\): reduce it to a scalar",
+    ),
+    "detached": (
+        lambda loss, params: loss.detach(),
+        r"loss {} has no graph \(requires_grad=False\): compute it fro",
+    ),
+    "nan gradient": (
+        lambda loss, params: loss + (params[0] * 0).abs().sqrt().sum(),
+        "gradient of loss {} at step 3 has 12 of .* not finite, such as nan: lower the learning",
+    ),
+    "infinite gradient": (
+        lambda loss, params: loss + (params[1] - params[1].detach()).pow(0.5).sum(),
+        "gradient of loss {} at step 3 has 6 of .* not finite, such as inf: lower the learning",
+    ),
+}
+
+
+# The entrances: all take one step with a batch, add to .grad, and return the weights
+
+
+Take = Callable[[Batch], dict[str, float]]
+
+
+def by_balanced_backward(
+    losses_of: LossesOf, model: nn.Module, balancer: Balancer, beside: Iterable[Tensor] = ()
+) -> Take:
+    return lambda batch: dict(balanced_backward(losses_of(batch), model, balancer, beside=beside))
+
+
+def by_step(
+    losses_of: LossesOf, model: nn.Module, balancer: Balancer, beside: Iterable[Tensor] = ()
+) -> Take:
+    step = Step(losses_of, model, balancer, beside=beside)
+    return lambda batch: dict(zip(balancer.terms, step(batch)[1].tolist(), strict=True))
+
+
+def by_recorded_step(
+    losses_of: LossesOf, model: nn.Module, balancer: Balancer, beside: Iterable[Tensor] = ()
+) -> Take:
+    step = Step(losses_of, model, balancer, beside=beside, run=Recorded)
+    return lambda batch: dict(zip(balancer.terms, step(batch)[1].tolist(), strict=True))
+
+
+def by_adaptive_pinn(
+    losses_of: LossesOf, model: nn.Module, balancer: Balancer, beside: Iterable[Tensor] = ()
+) -> Take:
+    pinn = AdaptivePINN(model)
+    pinn.balancer = balancer  # type: ignore[assignment]
+    standing = torch.optim.SGD([*model.parameters(), *beside], lr=0.0)
+
+    def take(batch: Batch) -> dict[str, float]:
+        losses = losses_of(batch)
+        _, weight = pinn.train_step_with_balance(standing, losses["data"], losses["pde"])
+        return {"data": 1.0, "pde": weight}
+
+    return take
+
+
+ENTRANCES = {
+    "balanced_backward": by_balanced_backward,
+    "eager": by_step,
+    "recorded": by_recorded_step,
+    "AdaptivePINN": by_adaptive_pinn,
+}
+
+
+def gradients(model: nn.Module) -> list[Tensor | None]:
+    """Copies of what stands in ``.grad``."""
+    return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+
+def assert_same_parameters(first: nn.Module, second: nn.Module, **tolerance: float) -> None:
+    for p, q in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(p, q, **tolerance)

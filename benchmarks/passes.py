@@ -47,10 +47,11 @@ def both_ways(problem: Own, derivatives) -> dict[str, Callable[[], Tensor]]:
     model = MLP(problem.domain, generator=generator)
     params = list(model.parameters())
     losses = problem.losses(model, problem.sample(128, generator))
+    rows = [([loss], None) for loss in losses.values()]
     stacked, unit = torch.stack(list(losses.values())), torch.eye(len(losses))
 
     def passes() -> Tensor:
-        return gradient_rows(losses, params, retain_graph=True)[0]
+        return gradient_rows(rows, params, retain_graph=True)[0]
 
     def batched() -> Tensor:
         gradients = torch.autograd.grad(

@@ -15,7 +15,9 @@ from benchmarks.timing import interleave, slope, spread, stepper
 from pinnlib import GradientBalancer, balanced_backward
 from pinnlib.derivatives import Model, taylor
 from pinnlib.networks import MLP
-from pinnlib.problems import Helmholtz, KleinGordon
+from pinnlib.problems import Helmholtz, KleinGordon, uniform
+from pinnlib.recording import Recorded
+from pinnlib.step import eager
 from pinnlib.training import train_many
 
 torch.set_num_threads(1)
@@ -60,12 +62,12 @@ def seeds(
     times: dict[tuple[str, int], list[float]] = {}
     for _ in range(rounds):
         for m in counts:
-            for kind, compiled in {"eager": False, "compiled": True}.items():
-                times.setdefault((kind, m), []).append(many(m, steps, compiled))
+            for kind, run in {"eager": eager, "compiled": Recorded}.items():
+                times.setdefault((kind, m), []).append(many(m, steps, run))
     return table("seeds M", {key: np.array(values) for key, values in times.items()}, list(counts))
 
 
-def many(m: int, steps: int, compiled: bool) -> float:
+def many(m: int, steps: int, run: Callable[..., Any]) -> float:
     """Seconds a step, without the first steps, which may compile."""
     _, history = train_many(
         KleinGordon(derivatives=taylor),
@@ -73,7 +75,7 @@ def many(m: int, steps: int, compiled: bool) -> float:
         seeds=range(m),
         steps=2 * steps,
         record_every=steps,
-        compiled=compiled,
+        run=run,
     )
     return float(history.seconds[1] - history.seconds[0]) / steps
 
@@ -88,14 +90,14 @@ class Own(Helmholtz):
         super().__init__({name: [name] for name in self.names})
 
     def sample(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        return {name: self._interior(n, generator) for name in self.names}
+        return {name: uniform(self.domain, n, generator) for name in self.names}
 
     def residuals(self, model: Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: self.residual(model, batch[name]) for name in self.names}
 
     def residual(self, model: Model, x: Tensor) -> Tensor:
-        u, _, (u_xx, u_yy) = self.derivatives(model, x)
-        return u_xx + u_yy + Helmholtz.k**2 * u - self.source(x)
+        u, _, (laplacian,) = self.derivatives(model, x, operator=(1.0, 1.0))
+        return laplacian + Helmholtz.k**2 * u - self.source(x)
 
 
 class Shared(Own):
@@ -104,7 +106,7 @@ class Shared(Own):
     kind = "shared graph"
 
     def sample(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        return {"all": self._interior(4 * n, generator)}
+        return {"all": uniform(self.domain, 4 * n, generator)}
 
     def residuals(self, model: Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         residual = self.residual(model, batch["all"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from time import perf_counter
 from typing import Any
 
@@ -63,8 +64,10 @@ def run_loop(
     Arguments are those of :func:`pinnlib.training.train`, but for ``sample``, which takes nothing,
     ``names`` of the networks for messages, and ``stack``, ``(M,)`` for a stack of M.
     """
-    if steps < 1 or record_every != int(record_every) or record_every < 1:
-        raise ValueError(f"steps is {steps}, record_every {record_every}: use 1 or more of each")
+    if not all(isinstance(count, Integral) and count >= 1 for count in (steps, record_every)):
+        raise ValueError(
+            f"steps is {steps!r}, record_every {record_every!r}: use a whole number, 1 or more"
+        )
     balancer = as_balancer(balancer)
     check_terms(balancer.terms, problem.terms)
 
@@ -78,6 +81,7 @@ def run_loop(
     slowing = schedule(moving)
     error = None if problem.reference is None else ErrorOnGrid(problem, device=device, dtype=dtype)
     recorder = Recorder(balancer.terms, stack)
+    began = balancer.step  # not 0 where a training goes on
     seconds, start = 0.0, perf_counter()
     try:
         # disable=None: silent where there is no terminal, such as in an executed notebook.
@@ -92,7 +96,8 @@ def run_loop(
             slowing.step()
             if s % record_every == 0 or s == steps:
                 seconds += perf_counter() - start
-                recorder.add(s, measured, None if error is None else error(model), seconds, balancer.failed)
+                wrong = None if error is None else error(model)
+                recorder.add(s, measured, wrong, seconds, _since(began, balancer.failed))
                 if recorder.all_failed:
                     break
                 start = perf_counter()
@@ -111,3 +116,8 @@ def run_loop(
         for i, s in history.failures.items():
             warnings.warn(f"{names[i]} failed at step {s}: something was not finite", stacklevel=3)
     return history
+
+
+def _since(began: int, failed: Tensor) -> Tensor:
+    """The balancer's steps of failure, counted from the step at which a training began."""
+    return torch.where(failed < 0, -1, (failed - began).clamp(min=0))

@@ -71,8 +71,8 @@ class Measurement:
         """Rows of randomly signed sums of residuals, ``(…, K, P)``; the graph is kept."""
         if self._is_shared:
             raise ValueError(
-                "the rule draws random signs, which differ from process to process: take a rule "
-                "of gradients or losses with reduce"
+                "the rule draws random signs, which differ from process to process, as KernelTrace "
+                "does: take a rule of gradients or losses with reduce"
             )
         rows = []
         for k, (term, value) in enumerate(self.terms.items()):
@@ -153,23 +153,19 @@ class Measured(NamedTuple):
     G: Tensor | None
     """(…, K, P), if a rule looked at it."""
 
-    def masked(
-        self, weights: Tensor, state: State, failed: Tensor, step: int
-    ) -> tuple[Tensor, State, Tensor, Tensor]:
-        """Weights, state, gradient and failures: new where all is finite, as before elsewhere.
-
-        What has failed once stays as it was.
-        """
-        ok = self.ok & (failed < 0)
+    def masked(self, balancer: Balancer) -> tuple[Tensor, State, Tensor, Tensor]:
+        """State and gradient where all is finite and always was, and what was before elsewhere."""
+        was_ok = balancer.failed < 0
+        ok = self.ok & was_ok
 
         def pick(new: Tensor, old: Tensor) -> Tensor:
             where = ok.reshape(ok.shape + (1,) * (new.ndim - ok.ndim)) if ok.ndim else ok
             return torch.where(where, new, old) if new.shape[: ok.ndim] == ok.shape else new
 
-        weights = pick(self.weights, weights)
-        state = {name: pick(x, state[name]) for name, x in self.state.items()}
+        weights = pick(self.weights, balancer.weights)
+        state = {name: pick(x, balancer.state[name]) for name, x in self.state.items()}
         direction = pick(self.direction, torch.zeros_like(self.direction))
-        return weights, state, direction, failed.masked_fill((failed < 0) & ~ok, step)
+        return weights, state, direction, balancer.failed.masked_fill(was_ok & ~ok, balancer.step)
 
     def explain(self, balancer: Balancer) -> NoReturn:
         """Raise the error that says what is not finite."""

@@ -95,7 +95,11 @@ def layers(named_params: Iterable[tuple[str, Tensor]]) -> dict[str, list[tuple[i
     """First column, last column and tensor of each trainable parameter, by layer name."""
     found: dict[str, list[tuple[int, int, Tensor]]] = {}
     start = 0
-    for name, p in named_params:
+    for pair in named_params:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
+            kind = type(pair).__name__
+            raise TypeError(f"named_params holds a {kind}: pass model.named_parameters()")
+        name, p = pair
         if p.requires_grad:
             stop = start + p.numel()
             found.setdefault(name.rpartition(".")[0], []).append((start, stop, p))

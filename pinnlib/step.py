@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pinnlib.distributed import Sum, alone, check_alike, check_processes
 from pinnlib.gradients import is_finite
 from pinnlib.measuring import Measured, Measurement
-from pinnlib.parameters import accumulate, gradients_of, trainable
+from pinnlib.parameters import accumulate, gradients_of, trainable, widths
 from pinnlib.residuals import Term, check_terms
 from pinnlib.weighting import Balancer, ByTerm, Seen, State, as_balancer
 
@@ -137,10 +137,11 @@ class Step:
             measured: what :meth:`measure` has just returned.
         """
         balancer = self.balancer
-        before = balancer.placed(self.stack, self.device)
-        weights, state, direction, failed = *measured[1:4], before[2]
+        balancer.place(self.stack, self.device)
+        weights, state, failed = measured.weights, measured.state, balancer.failed
+        direction = measured.direction
         if self.device.type != "cpu" or self.stack:
-            weights, state, direction, failed = measured.masked(*before, balancer.step)
+            weights, state, direction, failed = measured.masked(balancer)
         gradients = gradients_of(self.params, direction, measured.is_used)
         balancer.commit(weights, state, failed)
         accumulate(gradients)
@@ -166,8 +167,8 @@ class Step:
         if self._sum is not None and not self._is_alike:  # at the start; then they stay alike
             kinds = [(name, isinstance(x, Tensor) or len(x)) for name, x in terms.items()]
             weighing = [balancer.every, balancer.step, balancer.weights, *balancer.state.values()]
-            things: dict[str, list[Any]] = {"terms": kinds, "weights": weighing}
-            check_alike(things | {"parameters": self.params}, self.device, self._sum)
+            things: dict[str, list[Any]] = {"their terms": kinds, "their balancers": weighing}
+            check_alike(things | {"their parameters": self.params}, self.device, self._sum)
         return Measurement(terms, self.params, self.width, self.stack, self._sum)
 
     def _measure(self, batch: Batch, weights: Tensor, state: State, due: bool) -> tuple[Any, ...]:
@@ -180,6 +181,10 @@ class Step:
         direction = found.direction(weights)
         numbers = torch.cat([found.losses.to(weights), weights], dim=-1)
         ok = is_finite(numbers) & is_finite(direction)
+        parts = direction.split(widths(self.params, self.stack), dim=-1)
+        for p, part in zip(self.params, parts, strict=True):
+            if p.dtype != direction.dtype:  # of several precisions, this is a narrower one
+                ok = ok & is_finite(part.to(p.dtype))
         is_used = [any(column) for column in zip(*found.used, strict=True)]
         if self._sum is not None and not self._is_alike:
             check_alike({"the parameters that a term uses": found.used}, self.device, self._sum)

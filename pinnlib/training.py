@@ -14,6 +14,7 @@ from pinnlib.history import History, Observation
 from pinnlib.loop import adam, decay, run_loop
 from pinnlib.networks import MLP, Stacked
 from pinnlib.problems import Problem
+from pinnlib.residuals import check_residual
 from pinnlib.step import Batch, Weights, eager
 
 
@@ -119,7 +120,7 @@ def train_many(
 
     up to rounding. Numbers of the weights may differ from seed to seed, which trains many settings
     at once: a constant weight of shape ``(M,)``, or a rule's ``alpha`` of shape ``(M, 1)``. A
-    network that fails stops where it is, a warning names its seed, and the others go on.
+    network that fails gets no gradient any more, a warning names its seed, and the others go on.
 
     Args:
         problem: as for :func:`train`, like all that is not named here.
@@ -193,12 +194,22 @@ def _check_alike(problem: Problem, model: Stacked, batch: Batch, dtype: torch.dt
                 return name
         return None
 
+    remedy = "index columns as x[..., :1], and reduce over none of the first axes"
     batch = {name: x.to(dtype=dtype) for name, x in batch.items()}
     one, points = model.network(0), {name: x[0] for name, x in batch.items()}
+    problem.term_residuals(one, points)  # which checks names and shapes
     alone, again = problem.residuals(one, points), problem.residuals(one, points)
-    first = {name: r[0] for name, r in problem.residuals(model, batch).items()}
+    try:
+        together = problem.residuals(model, batch)
+    except Exception as error:
+        raise ValueError(
+            f"the residuals of a network alone can be computed, those of a stack cannot: {remedy}"
+        ) from error
+    for key, r in together.items():
+        check_residual(key, r, (model.count,))
+    first = {key: r[0] for key, r in together.items()}
     if (name := differ(first, alone)) and not differ(alone, again):  # else it is random
         raise ValueError(
             f"residual {name!r} of a network in a stack differs from that of the network alone: "
-            "index columns as x[..., :1], and reduce over none of the first axes"
+            f"{remedy}"
         )

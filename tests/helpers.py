@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pinnlib.adaptive import AdaptivePINN
 from pinnlib.derivatives import nested
 from pinnlib.networks import MLP
+from pinnlib.problems import Problem, uniform
 from pinnlib.recording import Recorded
 from pinnlib.step import Step, balanced_backward
 from pinnlib.weighting import Balancer
@@ -199,3 +200,30 @@ def gradients(model: nn.Module) -> list[Tensor | None]:
 def assert_same_parameters(first: nn.Module, second: nn.Module, **tolerance: float) -> None:
     for p, q in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(p, q, **tolerance)
+
+
+# Trainings
+
+
+class Curve(Problem):
+    """The curve exp(-t), cheap enough for a thousand steps."""
+
+    variables = ("t",)
+    domain = ((0.0, 2.0),)
+    terms = {"data": ("start",), "pde": ("curve",)}
+
+    def sample(self, n: int | Mapping[str, int], generator: torch.Generator) -> dict[str, Tensor]:
+        assert isinstance(n, int)
+        return {"all": uniform(self.domain, n, generator)}
+
+    def residuals(self, model: Callable[[Tensor], Tensor], batch: Batch) -> dict[str, Tensor]:
+        x = batch["all"]
+        zero = torch.zeros_like(x[..., :1, :])
+        return {"curve": 5 * (model(x) - torch.exp(-x)), "start": model(zero) - 1}
+
+    def reference(self, x: Tensor) -> Tensor:
+        return torch.exp(-x)
+
+
+def curve_network(generator: torch.Generator | None = None) -> MLP:
+    return MLP(Curve.domain, width=4, depth=1, generator=generator or seeded())

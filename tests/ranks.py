@@ -49,7 +49,7 @@ class Case:
 CASES = {
     "even": Case(split="even"),
     "uneven": Case(),
-    "a process without points of a term": Case(split="no data on the first"),
+    "no points of a term": Case(split="no data on the first"),
     "every 5": Case(lambda: GradientBalancer.simplified(every=5)),
     "constant": Case(lambda: {"data": 1.0, "pde": 1e-3}),
     "jaxpi": Case(lambda: GradientBalancer.jaxpi(every=3)),
@@ -87,14 +87,14 @@ def share(batch: Mapping[str, Tensor], split: str, rank: int, world: int) -> dic
     }
 
 
-def run(case: Case, rank: int = 0, world: int = 1) -> dict[str, Any]:
+def run(case: Case, rank: int = 0, world: int = 1, steps: int = STEPS) -> dict[str, Any]:
     """Train, and tell losses and weights of each step, and the parameters at the end."""
     reduce = None if world == 1 else sum_over_processes
 
     def start() -> tuple[nn.Module, torch.optim.Optimizer, Step]:
         models = [network(PROBLEM.domain, seed=i) for i in range(torch.Size(case.stack).numel())]
         model = Stacked(models) if case.stack else models[0]
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9)
         if case.wraps and world > 1:
             model = nn.parallel.DistributedDataParallel(model)
 
@@ -107,8 +107,8 @@ def run(case: Case, rank: int = 0, world: int = 1) -> dict[str, Any]:
 
     model, optimizer, step = start()
     found = []
-    for s in range(STEPS):
-        if case.resumes and world > 1 and s == STEPS // 2:
+    for s in range(steps):
+        if case.resumes and world > 1 and s == steps // 2:
             saved = [x.state_dict() for x in (model, optimizer, step.balancer)]
             model, optimizer, step = start()
             for x, state in zip((model, optimizer, step.balancer), saved, strict=True):
@@ -123,7 +123,8 @@ def run(case: Case, rank: int = 0, world: int = 1) -> dict[str, Any]:
 
 
 def trainings(rank: int, world: int) -> dict[str, Any]:
-    return {name: run(case, rank, world) for name, case in CASES.items()}
+    names = CASES if world == 2 else ("even", "uneven", "no points of a term", "every 5", "resumed")
+    return {name: run(CASES[name], rank, world) for name in names}
 
 
 # What is refused, and what is not
@@ -232,7 +233,7 @@ def differing(rank: int, world: int) -> dict[str, str]:
     used = GradientBalancer.simplified(alpha=0.5)
     if is_last:
         used.update(torch.tensor([[1.0], [2.0]], dtype=torch.float64))
-    found["weights"] = attempt(other, used, lambda: residuals_of(other, x))
+    found["step"] = attempt(other, used, lambda: residuals_of(other, x))
 
     found["every"] = attempt(
         other, GradientBalancer.simplified(every=1 + is_last), lambda: residuals_of(other, x)
@@ -290,7 +291,12 @@ def losses_alone(rank: int, world: int) -> dict[str, Any]:
     balancer = GradientBalancer.simplified(every=2)
     step = Step(lambda _: losses_of(model, x), model, balancer, reduce=sum_over_processes)
     losses, weights = step({})
-    found = {"losses": losses, "weights": weights, "G": step.rows({}), "grad": model.weight.grad}
+    found = {
+        "losses": losses,
+        "weights": weights,
+        "G": step.rows({}),
+        "grad": model.weight.grad.clone(),
+    }
 
     sent: list[int] = []
 
@@ -370,7 +376,6 @@ def sharded(rank: int, world: int) -> dict[str, str]:
     def attempts(name: str, shards: Callable[[nn.Module], Any]) -> None:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
-        before = list(model.parameters())
         early = Step(
             lambda _: residuals_of(model, x), model, GradientBalancer.simplified(), reduce=alone
         )
@@ -402,7 +407,6 @@ def sharded(rank: int, world: int) -> dict[str, str]:
                 beside=model.parameters(),
             ),
             "made before": lambda: early({}),
-            "those before": backward(before),
         }
         found.update({f"{name}, {key}": _error(attempt) for key, attempt in tries.items()})
         model(x)
@@ -432,20 +436,13 @@ def _error(attempt: Callable[[], Any]) -> str:
 
 
 def checks(rank: int, world: int) -> dict[str, Any]:
-    parts = (
-        trainings,
-        without_reduce,
-        not_with_reduce,
-        differing,
-        not_finite,
-        losses_alone,
-        train_alone,
-    )
+    parts = [trainings, not_finite, losses_alone]
+    if world == 2:
+        parts += [without_reduce, not_with_reduce, differing, train_alone]
     return {part.__name__: part(rank, world) for part in parts}
 
 
 def work(part: Callable[[int, int], Any], rank: int, world: int, folder: Path) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/{part.__name__}{world}",
@@ -476,6 +473,8 @@ def launch(part: Callable[[int, int], Any], world: int, folder: Path) -> Iterato
 
 def main() -> None:
     folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    run(Case(), steps=1)  # what PyTorch imports at the first step is there before the fork
     parts = [(checks, 2), (checks, 3), (killed, 3), (left, 2), (sharded, 1), (sharded, 2)]
     codes = {f"{part.__name__}{n}": list(launch(part, n, folder)) for part, n in parts}
     torch.save(codes, folder / "codes.pt")

@@ -154,6 +154,20 @@ def test_layers_have_the_columns_of_trainable_parameters():
     assert same([part[2] for parts in found.values() for part in parts], [a, b, c])
 
 
+@pytest.mark.parametrize(
+    ("named", "kind"),
+    [
+        (nn.Linear(1, 2).parameters(), "Parameter"),
+        ([("a",)], "tuple"),
+        ([(theta(1.0), "a")], "tuple"),
+        (["ab"], "str"),
+    ],
+)
+def test_layers_want_names(named, kind):
+    with pytest.raises(TypeError, match=f"named_params holds a {kind}: pass model.named_param"):
+        layers(named)
+
+
 # From a flat gradient to .grad
 
 

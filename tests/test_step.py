@@ -7,15 +7,6 @@ from itertools import count
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import nn
-
-from pinnlib import weighting
-from pinnlib.gradients import gradient_matrix
-from pinnlib.recording import Recorded
-from pinnlib.step import Step, balanced_backward, eager
-from pinnlib.weighting import Balancer, Follow, GradientBalancer, KernelTrace, Ratio
 from helpers import (
     BAD_LOSSES,
     ENTRANCES,
@@ -31,6 +22,15 @@ from helpers import (
     three_terms,
     two_losses,
 )
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from pinnlib import weighting
+from pinnlib.gradients import gradient_matrix
+from pinnlib.recording import Recorded
+from pinnlib.step import Step, balanced_backward, eager
+from pinnlib.weighting import Balancer, Follow, GradientBalancer, KernelTrace, Ratio
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden", "not_compiled")
 
@@ -63,6 +63,16 @@ def batch(n=8, seed=0):
     return {"x": points(n, seed=seed)}
 
 
+def quick_losses(model):
+    """Two losses that take little time to record."""
+
+    def losses(batch):
+        u = model(batch["x"])
+        return {"data": (u - 1).square().mean(), "pde": 10 * (u * u - 0.5).square().mean()}
+
+    return losses
+
+
 def weighted_sum(weights, losses):
     return sum(weights[term] * losses[term] for term in losses)
 
@@ -75,7 +85,6 @@ def weighted_sum(weights, losses):
     [
         *((make, rule) for make in BOTH for rule in BALANCERS),
         ("recorded", "journal"),
-        ("recorded", "bounds"),
     ],
 )
 def test_it_is_backward_of_the_weighted_sum(make, rule):
@@ -192,10 +201,10 @@ def test_terms_may_be_residuals(run):
 
 @pytest.mark.parametrize("run", [eager, Recorded])
 def test_what_it_returns(run):
-    model, balancer = network(), GradientBalancer.simplified(TERMS)
-    losses, weights = Step(three_losses(model), model, balancer, run=run)(batch())
+    model, balancer = network(), GradientBalancer.simplified()
+    losses, weights = Step(quick_losses(model), model, balancer, run=run)(batch())
     torch.testing.assert_close(
-        losses, torch.stack([*three_losses(model)(batch()).values()]).detach()
+        losses, torch.stack([*quick_losses(model)(batch()).values()]).detach()
     )
     assert weights.dtype == torch.float64
     assert torch.equal(weights, balancer.weights)
@@ -242,11 +251,11 @@ def test_gradients_add_up_in_place(make):
     parts = flat.split([p.numel() for p in model.parameters()])
     for p, part in zip(model.parameters(), parts, strict=True):
         p.grad = part.view_as(p)
-    balancer = GradientBalancer.simplified(TERMS, every=2)
-    take, expected = make(three_losses(model), model, balancer), torch.ones_like(flat)
+    balancer = GradientBalancer.simplified(every=2)
+    take, expected = make(quick_losses(model), model, balancer), torch.ones_like(flat)
     for seed in range(3):
         weights = take(batch(seed=seed))
-        total = weighted_sum(weights, three_losses(model)(batch(seed=seed)))
+        total = weighted_sum(weights, quick_losses(model)(batch(seed=seed)))
         row = torch.autograd.grad(total, [*model.parameters()])
         expected += torch.cat([g.flatten() for g in row])
         torch.testing.assert_close(flat, expected)
@@ -304,17 +313,19 @@ def test_lbfgs_with_a_closure_goes_on_as_before():
     [*((BOTH["eager"], m) for m in OPTIMIZERS.values()), (THREE["recorded"], OPTIMIZERS["Adam"])],
 )
 def test_a_training_resumes_bit_exactly_from_a_file(tmp_path, make, make_optimizer):
+    every = 1 if make is THREE["recorded"] else 4  # each kind of step takes time to record
+
     def parts():
         model = network()
         optimizer = make_optimizer(model.parameters())
         scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
         balancer = GradientBalancer.simplified(
-            alpha=0.3, every=4, warm_start=True, bounds=(0.1, 10.0)
+            alpha=0.3, every=every, warm_start=True, bounds=(0.1, 10.0)
         )
         return model, optimizer, scheduler, balancer, seeded(1)
 
     def advance(model, optimizer, scheduler, balancer, generator):
-        take = make(two_losses(model), model, balancer)
+        take = make(quick_losses(model), model, balancer)
         for _ in range(7):
             x = torch.rand(8, 2, dtype=torch.float64, generator=generator)
             optimizer.zero_grad()
@@ -343,8 +354,9 @@ def test_compiled_like_eager_while_the_parameters_move(recorded_only):
     """With PyTorch's own tracing of the recording, of steps that are due and of others."""
     runs = []
     for run in (Recorded, eager):
-        model, balancer = network(), GradientBalancer.simplified(TERMS, every=3)
-        step = Step(three_terms(model), model, balancer, run=run)
+        model = network()
+        balancer = GradientBalancer.simplified(warm_start=True, bounds=(0.95, 1.05), every=3)
+        step = Step(quick_losses(model), model, balancer, run=run)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
         found = []
         for seed in range(8):
@@ -360,7 +372,7 @@ def test_threads_do_not_meet():
 
     def training(seed, results, run):
         model = network(seed=seed)
-        step = Step(three_losses(model), model, GradientBalancer.simplified(TERMS), run=run)
+        step = Step(quick_losses(model), model, GradientBalancer.simplified(), run=run)
         results[seed] = [step(batch(seed=s)) for s in range(5)]
 
     alone, together = {}, {}
@@ -439,7 +451,7 @@ def test_a_parameter_that_is_not_contiguous():
 
 
 def test_parameters_frozen_or_replaced_later_are_refused(refused):
-    message = "parameters are not those that this Step was made for .*: make a new Step"
+    message = "parameters? .* this Step was made.*: make a new"
     changes = [
         lambda m: m.layers[0].weight.requires_grad_(False),
         lambda m: setattr(m.layers[1], "bias", nn.Parameter(torch.ones(6, dtype=torch.float64))),
@@ -470,10 +482,10 @@ def test_parameters_frozen_or_replaced_later_are_refused(refused):
 def test_numbers_put_into_the_parameters_are_seen():
     """Loading a state in place is no other model."""
     models = network(), network(seed=1)
-    step = Step(two_losses(models[0]), models[0], GradientBalancer.simplified(), run=Recorded)
+    step = Step(quick_losses(models[0]), models[0], GradientBalancer.simplified(), run=Recorded)
     step(batch())
     models[0].load_state_dict(models[1].state_dict())
-    expected = Step(two_losses(models[1]), models[1], {"data": 1.0, "pde": 1.0})(batch())
+    expected = Step(quick_losses(models[1]), models[1], {"data": 1.0, "pde": 1.0})(batch())
     torch.testing.assert_close(step(batch())[0], expected[0])
 
 
@@ -531,7 +543,7 @@ def test_what_becomes_bad_later_is_refused(refused, make):
 
     def losses_of(batch):
         # The root has an infinite slope at zero, where its value is fine.
-        losses = two_losses(model)(batch)
+        losses = quick_losses(model)(batch)
         return losses | {"pde": (losses["pde"] * batch["factor"]).sqrt()}
 
     take = make(losses_of, model, balancer)
@@ -552,13 +564,11 @@ def test_between_updates_bad_gradients_are_refused_too(refused, make):
     model, balancer = network(), GradientBalancer.simplified(every=10)
 
     def losses_of(batch):
-        losses = two_losses(model)(batch)
+        losses = quick_losses(model)(batch)
         return losses | {"pde": (losses["pde"] * batch["factor"]).sqrt()}
 
     take = make(losses_of, model, balancer)
-    good, zero = (
-        batch() | {"factor": torch.tensor(f, dtype=torch.float64)} for f in (1.0, 0.0)
-    )
+    good, zero = (batch() | {"factor": torch.tensor(f, dtype=torch.float64)} for f in (1.0, 0.0))
     take(good)
     message = "balanced gradient at step 1 is not finite .* weights {'data': 1.0, 'pde': .*bound"
     with refused(model, balancer, match=message):
@@ -616,12 +626,8 @@ def test_losses_of_another_kind_are_refused(bad, kind, message):
         balanced_backward(losses, [theta(1.0)], GradientBalancer.simplified())
 
 
-class Fails(RuntimeError):
-    pass
-
-
 def failing(*args, **kwargs):
-    raise Fails
+    raise ValueError("of a user's own")
 
 
 def not_finite(value):
@@ -629,12 +635,12 @@ def not_finite(value):
 
 
 RULES = {
-    "statistic": (Follow(Ratio(statistic=failing)), Fails),
-    "reference": (Follow(Ratio(reference=failing)), Fails),
-    "average": (Follow(Ratio(), average=failing), Fails),
+    "statistic": (Follow(Ratio(statistic=failing)), "of a user's own"),
+    "reference": (Follow(Ratio(reference=failing)), "of a user's own"),
+    "average": (Follow(Ratio(), average=failing), "of a user's own"),
     "a statistic of another shape": (
         Follow(Ratio(statistic=lambda G, used: G.sum())),
-        r"the statistic maps \(2, 66\) to \(\): let it return a size for each",
+        r"the statistic maps \(2, 67\) to \(\): let it return a size for each",
     ),
     "a negative statistic": (Follow(Ratio(statistic=not_finite(-1.0))), "weight of 'data' at step"),
     "an infinite statistic": (Follow(Ratio(statistic=not_finite(math.inf))), "weight of 'data'"),
@@ -662,21 +668,15 @@ def test_what_a_user_wrote_may_fail(refused, make, name):
     balancer.step = 1
     balanced_backward(two_losses(model)(batch()), model, {"data": 1.0, "pde": 1.0})
     take = make(two_losses(model), model, balancer)
-    if isinstance(error, str):
-        with refused(model, balancer, match=error):
-            take(batch())
-        return
-    before = gradients(model), balancer.state_dict()
-    with pytest.raises(error):
+    with refused(model, balancer, match=error):
         take(batch())
-    torch.testing.assert_close((gradients(model), balancer.state_dict()), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("stack", [(), (2,)])
 def test_losses_that_fail_change_nothing_of_a_new_balancer(stack):
     model, balancer = network(), GradientBalancer.simplified()
     step = Step(failing, model.layers[:1], balancer, stack=stack)
-    with pytest.raises(Fails):
+    with pytest.raises(ValueError, match="of a user's own"):
         step(batch())
     assert balancer.weights.tolist() == [1.0, 1.0]
     assert balancer.step == 0
@@ -703,7 +703,7 @@ def interrupted(action, at):
         while tail is not None:
             names.append(tail.tb_frame.f_code.co_name)
             tail = tail.tb_next
-        return names
+        return names[-2]  # the last is trace itself
     finally:
         sys.settrace(before)
         torch.set_grad_enabled(True)  # Python may interrupt a with block at its end
@@ -736,7 +736,7 @@ def test_an_interrupt_leaves_all_or_nothing_but_where_gradients_are_written():
             break
         if (found := state(w, balancer)) not in (before, after):
             assert found[:2] == after[:2]  # the balancer itself is never half-done
-            window.append(where[-1])
+            window.append(where)
     assert at > 100  # lines seen
     assert set(window) <= {"accumulate", "commit", "apply"}
     assert len(window) <= 10
@@ -764,7 +764,7 @@ def test_inference_mode_is_refused_by_name(refused, make):
 
 
 def test_an_overflowing_grad_scaler_is_named(refused):
-    w, balancer = theta(1.0, dtype=torch.float32), GradientBalancer.simplified()
+    w, balancer = nn.Parameter(torch.ones(1)), GradientBalancer.simplified()
     losses = {"data": w.sum() * 2.0**127 * 4, "pde": w.sum()}
     message = "loss 'data' is inf: .*losses that a GradScaler has scaled overflow: pass unscaled"
     with refused(nn.ParameterList([w]), balancer, match=message):
@@ -776,9 +776,7 @@ def test_an_overflowing_grad_scaler_is_named(refused):
 def test_autocast_does_not_round_the_balanced_gradient(run, every):
     w = theta(*torch.randn(500, generator=seeded()).tolist(), dtype=torch.float32)
     other = w.detach().clone().requires_grad_()
-    terms = [
-        lambda _, w=w: {"data": (w * 1.001).sum(), "pde": (w**3).sum()} for w in (w, other)
-    ]
+    terms = [lambda _, w=w: {"data": (w * 1.001).sum(), "pde": (w**3).sum()} for w in (w, other)]
     inside, outside = (
         Step(t, [p], GradientBalancer.simplified(every=every), run=run)
         for t, p in zip(terms, (w, other), strict=True)
@@ -822,7 +820,7 @@ def test_it_keeps_the_dtype(dtype):
 
 
 def test_a_balanced_gradient_that_overflows_is_named(refused):
-    w = torch.ones(5000, dtype=torch.float16, requires_grad=True)
+    w = nn.Parameter(torch.ones(5000, dtype=torch.float16))
     c = torch.full((5000,), 1e-3)
     c[0] = 10
     losses = {"data": (20 * w.float()).sum(), "pde": (c * w.float()).sum()}
@@ -832,9 +830,15 @@ def test_a_balanced_gradient_that_overflows_is_named(refused):
         balanced_backward(losses, [w], balancer)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "small"), [(torch.float16, 1e-4), (torch.float32, 1e-30)]
-)
+def test_an_overflow_in_one_of_several_precisions_is_named(refused):
+    narrow, wide = (nn.Parameter(torch.ones(2, dtype=t)) for t in (torch.float16, torch.float32))
+    losses = {"data": 1e6 * wide.sum(), "pde": (narrow.float() + 1e-6 * wide).sum()}
+    params, balancer = nn.ParameterList([narrow, wide]), GradientBalancer.simplified()
+    with refused(params, balancer, match="balanced gradient at step 0 is not finite"):
+        balanced_backward(losses, params, balancer)
+
+
+@pytest.mark.parametrize(("dtype", "small"), [(torch.float16, 1e-4), (torch.float32, 1e-30)])
 def test_a_weight_below_the_smallest_number_drops_no_term(dtype, small):
     """λ = small² vanishes in the precision of G, and λG does not."""
     w = torch.ones(2, dtype=dtype, requires_grad=True)
@@ -846,7 +850,7 @@ def test_a_weight_below_the_smallest_number_drops_no_term(dtype, small):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_a_constant_below_the_smallest_number_is_refused(refused, dtype):
-    w = torch.ones(2, dtype=dtype, requires_grad=True)
+    w = nn.Parameter(torch.ones(2, dtype=dtype))
     for losses in (
         {"data": w.sum(), "pde": w.sum()},
         {"data": w.double().sum(), "pde": w.sum()},  # which are stacked as the wider of the two

@@ -135,6 +135,15 @@ def test_a_stack_can_have_an_alpha_each():
             torch.testing.assert_close(weights[s], separate[s].update(rows(1.0, size)))
 
 
+def test_alpha_goes_where_the_gradients_live():
+    balancer, meta = balancer_of(alpha=torch.tensor([[0.5], [0.1]])), torch.device("meta")
+    balancer.place((2,), meta)
+    G = torch.empty(2, 2, 3, device=meta)
+    seen = Seen(balancer.terms, balancer.weights, rows=lambda: (G, None))
+    weights, _ = balancer.ask(seen, balancer.state)
+    assert (weights.device, weights.shape) == (meta, (2, 2))
+
+
 @pytest.mark.parametrize("alpha", [0.5, torch.tensor(0.5), torch.tensor([0.5])])
 def test_alpha_can_be_a_number_in_a_tensor(alpha):
     assert balancer_of(alpha=alpha).update(rows(1.0, 2.0)).tolist() == [1.0, 0.75]
@@ -144,7 +153,6 @@ def test_alpha_can_be_a_number_in_a_tensor(alpha):
 @pytest.mark.parametrize("shape", [(2, 1), (1, 1), (4, 1), (2, 2, 1, 1)])
 def test_alpha_of_another_stack_is_refused(refused, stack, shape):
     balancer = balancer_of(alpha=torch.full(shape, 0.5))
-    balancer.place(stack, torch.device("cpu"))
     message = rf"alpha has shape \({shape[0]}, .*\), for weights .*: pass a number, or one α for"
     with refused(balancer, match=message):
         balancer.update(rows(1.0, 2.0).expand(*stack, 2, 3))
@@ -234,18 +242,18 @@ def test_an_average_of_lower_precision_leaves_the_weights_in_double(dtype):
 BAD_AVERAGES = {
     "nan": lambda old, new, alpha: new * math.nan,
     "inf": lambda old, new, alpha: new * math.inf,
-    "negative": lambda old, new, alpha: old - 100 * new,
+    "negative": lambda old, new, alpha: -1e-9 * new,
 }
 BAD_STATISTICS = {
     "nan": lambda G, used: max_abs(G) * math.nan,
     "inf": lambda G, used: max_abs(G) * math.inf,
-    "negative": lambda G, used: -max_abs(G),
+    "negative": lambda G, used: -1e-9 * max_abs(G),
     "signed": lambda G, used: G[..., 1],
 }
 BAD_REFERENCES = {
     "nan": lambda sizes: sizes[..., 0] * math.nan,
     "inf": lambda sizes: sizes[..., 0] * math.inf,
-    "negative": lambda sizes: -sizes[..., 0],
+    "negative": lambda sizes: -1e-9 * sizes[..., 0],
 }
 BAD_SETTINGS = [
     *(pytest.param({}, {"average": f}, id=f"average {n}") for n, f in BAD_AVERAGES.items()),
@@ -265,7 +273,6 @@ BAD_SETTINGS = [
 def test_functions_are_not_trusted(refused, ratio, settings, stack, more):
     """What is not finite or negative is an error, never a weight; nor do bounds hide it."""
     balancer = balancer_of(Ratio(**ratio), **settings, **more)
-    balancer.place(stack, torch.device("cpu"))
     message = r"weight of '(data|pde)' at step 0 would be .*nan|inf.*check Follow\(rule=Ratio"
     with refused(balancer, match=message):
         balancer.update(rows(1.0, 2.0).expand(*stack, 2, 3))

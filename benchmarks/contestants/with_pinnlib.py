@@ -10,10 +10,10 @@ from torch.profiler import ProfilerActivity, profile
 import pinnlib.problems
 from benchmarks.profiles import Profiled
 from benchmarks.task import Array, Task
-from pinnlib import AdaptivePINN, GradientBalancer, derivatives
-from pinnlib.compiled import Batch, CompiledGradients
+from pinnlib import AdaptivePINN, GradientBalancer, Step, derivatives
 from pinnlib.networks import MLP
-from pinnlib.training import compiled_backward
+from pinnlib.recording import Recorded
+from pinnlib.step import Batch, Weights
 
 torch.set_num_threads(1)
 
@@ -40,8 +40,8 @@ class Plain(Profiled):
     def losses(self, batch: Batch | None = None) -> dict[str, torch.Tensor]:
         return self.problem.losses(self.model, batch or self.batch)
 
-    def total(self, batch: Batch | None = None) -> torch.Tensor:
-        losses = self.losses(batch)
+    def total(self) -> torch.Tensor:
+        losses = self.losses()
         return sum(self.task.weights[term] * loss for term, loss in losses.items())
 
     def step(self) -> None:
@@ -118,20 +118,10 @@ class Compiled(Plain):
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=task.learning_rate, fused=True
         )
-        self.prepare()
+        self.backward = Step(self.losses, self.model, self.weights(), run=Recorded)
 
-    def prepare(self) -> None:
-        params = list(self.model.parameters())
-        gradients = CompiledGradients(lambda batch: {"total": self.total(batch)}, params)
-        shapes = [p.shape for p in params]
-        sizes = [p.numel() for p in params]
-
-        def backward(batch: Batch) -> None:
-            _, G = gradients(batch)
-            for p, flat, shape in zip(params, G[0].split(sizes), shapes, strict=True):
-                p.grad = flat.reshape(shape)
-
-        self.backward = backward
+    def weights(self) -> Weights:
+        return self.task.weights
 
     def step(self) -> None:
         self.optimizer.zero_grad()
@@ -142,7 +132,5 @@ class Compiled(Plain):
 class CompiledBalanced(Compiled):
     """pinnlib's compiled balanced step."""
 
-    def prepare(self) -> None:
-        self.backward = compiled_backward(
-            self.losses, self.model.parameters(), GradientBalancer.simplified()
-        )
+    def weights(self) -> Weights:
+        return GradientBalancer.simplified()

@@ -13,7 +13,7 @@ from pinnlib.residuals import NotFiniteError, check_names
 from pinnlib.weighting.by_term import ByTerm
 from pinnlib.weighting.checkpoint import checked
 from pinnlib.weighting.constant import Constant
-from pinnlib.weighting.rule import Rule, Seen, State
+from pinnlib.weighting.rule import Rule, Seen, State, answer
 
 
 class Balancer:
@@ -123,16 +123,13 @@ class Balancer:
             weights, failed = weights.to(device, dtype), failed.to(device)
         return weights, state, failed
 
+    def place(self, stack: tuple[int, ...], device: torch.device) -> None:
+        """Move there what :meth:`placed` gives."""
+        self.weights, self.state, self.failed = self.placed(stack, device)
+
     def ask(self, seen: Seen, state: State) -> tuple[Tensor, State]:
         """What the rule answers, as a pure function: the balancer's own state does not change."""
-        weights, state = self.rule(seen, state)
-        if not isinstance(weights, Tensor) or weights.shape != seen.weights.shape:
-            found = tuple(weights.shape) if isinstance(weights, Tensor) else repr(weights)
-            raise ValueError(
-                f"the rule returned {found}: let it return weights {tuple(seen.weights.shape)}"
-            )
-        kept = {name: value.detach() for name, value in state.items()}
-        return weights.detach().to(seen.weights.dtype), kept
+        return answer(self.rule, seen, state)
 
     def update(self, G: Tensor, losses: Tensor | None = None) -> Tensor:
         """Take one step with a gradient matrix at hand, and return the weights.
@@ -171,7 +168,8 @@ class Balancer:
         tensor([1.0000, 0.0100], dtype=torch.float64)
         """
         check_matrix(self.terms, G)
-        return self.rule.target(self._seen(G, losses, self.weights), self.state)
+        weights, state, _ = self.placed(G.shape[:-2], G.device)
+        return self.rule.target(self._seen(G, losses, weights), state)
 
     def _seen(self, G: Tensor, losses: Tensor | None, weights: Tensor) -> Seen:
         return Seen(self.terms, weights, losses=losses, rows=lambda: (G.detach(), None))

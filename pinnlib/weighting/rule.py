@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 
 from torch import Tensor
 
@@ -41,6 +40,7 @@ class Seen:
         self.terms = tuple(terms)
         self.weights = weights
         self._losses, self._measure_rows, self._measure_probes = losses, rows, probes
+        self._found: tuple[Tensor, Tensor | None] | None = None
 
     @property
     def losses(self) -> Tensor:
@@ -49,11 +49,14 @@ class Seen:
             raise ValueError("this rule looks at the losses: pass them beside G")
         return self._losses
 
-    @cached_property
+    @property
     def _rows(self) -> tuple[Tensor, Tensor | None]:
-        if self._measure_rows is None:
-            raise ValueError("this rule looks at the gradient matrix: pass it")
-        return self._measure_rows()
+        # No cached_property: its lock, in Python 3.11, would let one thread at a time measure.
+        if self._found is None:
+            if self._measure_rows is None:
+                raise ValueError("this rule looks at the gradient matrix: pass it")
+            self._found = self._measure_rows()
+        return self._found
 
     @property
     def G(self) -> Tensor:
@@ -68,7 +71,7 @@ class Seen:
     @property
     def has_measured_rows(self) -> bool:
         """Whether a rule has looked at G."""
-        return "_rows" in vars(self)
+        return self._found is not None
 
     def probe(self, key: Tensor) -> Tensor:
         r"""Gradients of randomly signed sums of residuals, ``(…, K, P)``: a pass more a term.
@@ -131,3 +134,18 @@ class Rule:
     def target(self, seen: Seen, state: State) -> Tensor:
         """What the rule aims at, without any moving average, ``(…, K)``."""
         return self(seen, state)[0]
+
+
+def answer(rule: Rule, seen: Seen, state: State) -> tuple[Tensor, State]:
+    """What a rule returns, detached; an error if it is no weights and state."""
+    found: object = rule(seen, state)
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
+        raise TypeError(f"the rule returned {found!r}: let it return (weights, state)")
+    weights, state = found
+    if not isinstance(weights, Tensor) or weights.shape != seen.weights.shape:
+        shape = tuple(weights.shape) if isinstance(weights, Tensor) else repr(weights)
+        raise ValueError(
+            f"the rule returned {shape}: let it return weights {tuple(seen.weights.shape)}"
+        )
+    kept = {name: value.detach() for name, value in state.items()}
+    return weights.detach().to(seen.weights.dtype), kept

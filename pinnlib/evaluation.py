@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from pinnlib.derivatives import Model
 from pinnlib.problems import Problem
 
+__all__ = ["ErrorOnGrid", "relative_l2_error", "relative_l2_errors"]
+
 CHUNK = 500
 """Points that a model sees at a time, so that a thousand networks need little memory."""
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from pinnlib.measuring import Measured
 
+__all__ = ["History", "Observation"]  # the rest is for the loop
+
 
 class Observation:
     """What a step has measured, shown to ``observe`` before the optimizer moves.

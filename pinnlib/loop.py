@@ -21,7 +21,9 @@ from pinnlib.parameters import check_optimizer
 from pinnlib.problems import Problem
 from pinnlib.residuals import NotFiniteError, check_terms
 from pinnlib.step import Batch, Step, Weights
-from pinnlib.weighting import as_balancer
+from pinnlib.weighting.balancer import as_balancer
+
+__all__ = ["adam", "decay"]  # the rest is for training
 
 
 def adam(params: Iterable[Tensor]) -> Optimizer:

@@ -20,7 +20,8 @@ from pinnlib.residuals import (
     losses_of,
     mean_squares,
 )
-from pinnlib.weighting import Balancer, State, signs
+from pinnlib.weighting import Balancer, State
+from pinnlib.weighting.kernel import signs
 
 __all__: list[str] = []  # for Step
 

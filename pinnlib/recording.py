@@ -16,6 +16,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pinnlib.trees import describe, differ, leaves, named, replace, unhashable
 from pinnlib.watching import Watch
 
+__all__ = ["Recorded"]
+
 KEPT = 8
 """How many recordings are kept: a training needs one or two, a batch of changing size no end."""
 

@@ -7,12 +7,18 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+__all__ = ["NotFiniteError", "Term", "losses_of", "mean_squares"]  # the rest is for other modules
+
 Term = Tensor | Sequence[Tensor]
-"""A loss term: its scalar loss, or its residuals ``(N, 1)``, whose mean squares add up to it."""
+"""What a term may be, its scalar loss or its residuals ``(N, 1)``, whose mean squares add up."""
 
 
 class NotFiniteError(ValueError):
-    """A loss, a gradient or a weight is infinite or undefined."""
+    """A loss, a gradient or a weight is infinite or undefined.
+
+    >>> issubclass(NotFiniteError, ValueError)
+    True
+    """
 
 
 def mean_squares(residuals: Sequence[Tensor]) -> Tensor:

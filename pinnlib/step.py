@@ -13,16 +13,21 @@ from pinnlib.gradients import is_finite
 from pinnlib.measuring import Measured, Measurement
 from pinnlib.parameters import accumulate, gradients_of, trainable, widths
 from pinnlib.residuals import Term, check_terms
-from pinnlib.weighting import Balancer, ByTerm, Seen, State, as_balancer
+from pinnlib.weighting import Balancer, ByTerm, Seen, State
+from pinnlib.weighting.balancer import as_balancer
 
 Batch = Mapping[str, Tensor]
-"""Points by set name, as :meth:`pinnlib.problems.base.Problem.sample` gives them."""
+"""Points by set name, as :meth:`pinnlib.problems.Problem.sample` gives them."""
 Weights = Balancer | Mapping[str, float | Tensor]
 """A balancer, or a constant weight for each term (all 1 gives a plain PINN)."""
 
 
 def eager(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Run the operations of a step one by one; the other way is ``Recorded``."""
+    """Run the operations of a step one by one; the other way is ``Recorded``.
+
+    >>> eager(abs)(-2)
+    2
+    """
     return function
 
 

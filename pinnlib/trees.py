@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+__all__: list[str] = []  # for Recorded
+
 
 def leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """What stands in nested values, each with its place after ``name``.

@@ -12,6 +12,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from pinnlib.trees import leaves
 
+__all__: list[str] = []  # for Recorded
+
 # torch.tensor(0.0) makes its tensor out of sight, and lets this operation show it.
 _lift = torch.ops.aten.lift_fresh.default
 

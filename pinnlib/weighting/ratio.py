@@ -13,7 +13,7 @@ from pinnlib.parameters import check_width, layers
 from pinnlib.weighting.rule import Rule, Seen, State
 
 Statistic = Callable[[Tensor, Tensor | None], Tensor]
-"""Size of each row: ``(…, K, P)``, and the entries used or ``None`` for all, to ``(…, K)``."""
+"""Maps rows ``(…, K, P)``, and the entries used or ``None`` for all, to sizes ``(…, K)``."""
 Reference = str | Callable[[Tensor], Tensor]
 """The term that sets the size, or a function of all sizes, ``(…, K)`` to ``(…)``."""
 

@@ -9,12 +9,13 @@ VENV := .venv
 PEERS := .venv-peers
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+BOOK_TESTS := benchmarks book colab mutate own_pinn release site sync
 JUPYTER_BOOK := $(BIN)/jupyter-book build -q -W -n --keep-going
 
 # Chapters and tests run side by side, one a core: more threads in each would only get in the way.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help book test test-peers refresh seeds benchmarks mutants lint repo-url clean
+.PHONY: help book test unit test-peers refresh seeds benchmarks mutants lint repo-url clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -33,6 +34,9 @@ test: $(INSTALLED) lint ## check everything: style, types, website, package, tex
 	@$(JUPYTER_BOOK) _build/committed/src --path-output _build/committed
 	@echo "Testing the package, the text, and every chapter (executed anew, several minutes) …"
 	@$(BIN)/pytest -n logical --dist loadfile -rs --nbval --nbval-current-env chapters tests pinnlib
+
+unit: $(INSTALLED) ## test the package only (a minute or two)
+	@$(BIN)/pytest -q -n logical --dist loadfile tests pinnlib $(addprefix --ignore tests/test_, $(BOOK_TESTS:=.py))
 
 test-peers: $(PEERS)/.installed ## run "Use it on your own PINN" with Lightning, DeepXDE and PINA
 	@$(PEERS)/bin/pytest -m peers --show-capture=no --disable-warnings tests/test_own_pinn.py

@@ -120,7 +120,11 @@ def sizes(points: tuple[int, ...], networks: tuple[int, ...]) -> Iterator[tuple[
 
 
 def times(
-    device: torch.device, points: tuple[int, ...], networks: tuple[int, ...], until: float
+    device: torch.device,
+    points: tuple[int, ...],
+    networks: tuple[int, ...],
+    until: float,
+    budget: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Milliseconds of a step for all sizes and ways, while there is time left."""
     rows = []
@@ -134,7 +138,7 @@ def times(
                     print("out of time: the rest is left out")
                     return rows
                 take = training(m, n, balancer, run, device)
-                row[f"{kind}, {way}"] = float(f"{1e3 * seconds(take, device, 1.0):.4g}")
+                row[f"{kind}, {way}"] = float(f"{1e3 * seconds(take, device, budget):.4g}")
         print(row, flush=True)
         rows.append(row)
     return rows

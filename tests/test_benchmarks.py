@@ -2,12 +2,15 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import report
+from benchmarks import gpu, report
 from benchmarks.contestants import ENTRIES
+from pinnlib.step import eager
 
 FOLDER = Path(report.__file__).parent
 RESULTS = json.loads((FOLDER / "results.json").read_text())
@@ -65,3 +68,16 @@ def test_figures_are_there() -> None:
 def test_compact_keeps_the_numbers() -> None:
     results = {"a": [1.5, None, 2], "b": {"c": [[1, 2], [3, 4]], "d": "ä [x]"}}
     assert json.loads(report.compact(results)) == results
+
+
+def test_benchmark_of_a_gpu_runs_on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device against itself: equal to rounding, and a time for each size within the limit."""
+    monkeypatch.setattr(gpu, "WAYS", dict.fromkeys(gpu.WAYS, eager))
+    monkeypatch.setattr(gpu, "MOST", 32)
+    cpu = torch.device("cpu")
+    for found in gpu.parity(cpu, steps=2).values():
+        assert max(found.values()) < 1e-6
+    rows = gpu.times(cpu, (8, 16), (1, 4), until=time.perf_counter() + 60, budget=0.01)
+    assert [(row["networks"], row["points"]) for row in rows] == [(1, 8), (1, 16), (4, 8)]
+    assert all(row[f"{kind}, eager"] > 0 for row in rows for kind in ("plain", "balanced"))
+    assert gpu.times(cpu, (8,), (1,), until=0.0) == []

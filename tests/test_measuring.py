@@ -395,7 +395,7 @@ def test_elsewhere_errors_wait_until_a_value_is_asked_for(monkeypatch):
         assert all((p.grad == 0).all() for p in model.parameters())
     weights = balancer.by_term()  # which asks for nothing
     assert list(weights) == ["data", "pde"]
-    message = "a loss, gradient or weight at step 2 was not finite; nothing has changed since"
+    message = "a loss, gradient or weight at step 2 was not finite, and since then weights stay"
     for ask in (balancer.check, balancer.state_dict, lambda: weights["pde"], lambda: repr(weights)):
         with pytest.raises(ValueError, match=message):
             ask()

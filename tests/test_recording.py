@@ -15,18 +15,6 @@ from pinnlib.recording import KEPT, Recorded
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
 
 
-@pytest.fixture
-def recorded_only(monkeypatch):
-    """Record, but spare the C++ compiler, which takes seconds: for tests of all the rest."""
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-
-
-@pytest.fixture
-def not_compiled(monkeypatch):
-    """Record, and run the operations one by one: for tests of recording alone."""
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-
-
 def uniform(*shape, seed=0, dtype=torch.float64):
     return torch.rand(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 

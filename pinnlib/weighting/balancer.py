@@ -192,8 +192,8 @@ class Balancer:
         """Raise a ValueError if a step has failed; elsewhere than on the CPU, only this tells."""
         if self.failed.ndim == 0 and (step := int(self.failed)) >= 0:
             raise NotFiniteError(
-                f"a loss, gradient or weight at step {step} was not finite; nothing has changed "
-                "since: lower the learning rate or check the derivatives"
+                f"a loss, gradient or weight at step {step} was not finite, and since then weights "
+                "stay and gradients are zero: lower the learning rate or check the derivatives"
             )
 
     def by_term(self) -> ByTerm:

@@ -115,8 +115,8 @@ class GatedMLP(MLP):
     With the input h₀ scaled to :math:`[-1, 1]^d` and its encodings U and V, each hidden layer is a
     gate Z (:cite:t:`wang2021`; the first gate reads h₀, as in the authors' code),
 
-    .. math:: U &= \tanh(W_U h_0 + b_U), \qquad V = \tanh(W_V h_0 + b_V), \\
-        Z_k &= \tanh(W_k h_{k-1} + b_k), \qquad h_k = (1 - Z_k) \odot U + Z_k \odot V .
+    .. math:: U &= \tanh(W_U h_0 + b_U), \\ V &= \tanh(W_V h_0 + b_V), \\
+        Z_k &= \tanh(W_k h_{k-1} + b_k), \\ h_k &= (1 - Z_k) \odot U + Z_k \odot V .
 
     Args:
         domain: one ``(low, high)`` pair an input variable, in the unit of that variable.
@@ -158,8 +158,8 @@ class GatedMLP(MLP):
 class FourierFeatures(_OnDomain):
     r"""Cosines and sines of random frequencies, so that a network learns fine detail sooner.
 
-    .. math:: \gamma(x) = [\cos(\hat x B), \sin(\hat x B)], \qquad
-        B_{jk} \sim \mathcal N(0, \text{scale}^2),
+    .. math:: \gamma(x) &= [\cos(\hat x B), \sin(\hat x B)], \\
+        B_{jk} &\sim \mathcal N(0, \text{scale}^2),
 
     with x scaled to :math:`[-1, 1]^d` as :math:`\hat x` (Tancik et al. 2020, arXiv:2006.10739; for
     PINNs Wang, Wang and Perdikaris 2021, arXiv:2012.10047). The frequencies are not trained.

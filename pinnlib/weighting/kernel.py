@@ -16,8 +16,8 @@ from pinnlib.weighting.rule import Rule, Seen, State
 class KernelTrace(Rule):
     r"""Target weights from the traces of the terms' kernels, for :class:`pinnlib.weighting.Follow`.
 
-    .. math:: \hat\lambda_k = \frac{R}{T_k}, \qquad
-       T_k = \Big\lVert \sum_r \tfrac1{\sqrt N} \sum_i z_i \nabla_\theta r_i \Big\rVert_2^2,
+    .. math:: \hat\lambda_k &= \frac{R}{T_k}, \\
+       T_k &= \Big\lVert \sum_r \tfrac1{\sqrt N} \sum_i z_i \nabla_\theta r_i \Big\rVert_2^2,
 
     with signs :math:`z_i = \pm 1` drawn anew at every update. The mean of :math:`T_k` over the
     signs is :math:`\sum_r \frac1N \sum_i \lVert\nabla_\theta r_i\rVert_2^2`, the mean diagonal of

@@ -77,7 +77,8 @@ class Seen:
         r"""Gradients of randomly signed sums of residuals, ``(…, K, P)``: a pass more a term.
 
         .. math:: \sum_r \frac1{\sqrt N} \sum_{i=1}^N z_i \nabla_\theta r_i,
-           \qquad z_i = \pm 1 \text{ at random}.
+
+        with signs :math:`z_i = \pm 1` at random.
 
         To be looked at before :attr:`G`, which frees the graph.
 

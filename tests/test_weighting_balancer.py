@@ -14,8 +14,8 @@ from pinnlib.weighting import (
     Ratio,
     Rule,
     Seen,
-    as_balancer,
 )
+from pinnlib.weighting.balancer import as_balancer
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
 

@@ -47,7 +47,7 @@ def training(
     run: Callable[[Callable[..., Any]], Callable[..., Any]],
     device: torch.device,
     dtype: torch.dtype = torch.float32,
-) -> Callable[[], None]:
+) -> tuple[Callable[[], None], Step]:
     """A training step of M networks with N points a set, on the same points at each call."""
     problem = Helmholtz(derivatives=taylor)
     generators = [torch.Generator().manual_seed(seed) for seed in range(m)]
@@ -65,9 +65,7 @@ def training(
         step(batch)
         optimizer.step()
 
-    take.parameters = lambda: torch.cat([p.detach().flatten().cpu() for p in step.params])  # type: ignore[attr-defined]
-    take.weights = lambda: step.balancer.weights.cpu()  # type: ignore[attr-defined]
-    return take
+    return take, step
 
 
 def parity(device: torch.device, steps: int = 100) -> dict[str, Any]:
@@ -79,10 +77,11 @@ def parity(device: torch.device, steps: int = 100) -> dict[str, Any]:
         for way in ("eager", "compiled"):
             ends = []
             for where, run in ((torch.device("cpu"), eager), (device, WAYS[way])):
-                take: Any = training(4, 128, GradientBalancer.simplified(), run, where, dtype)
+                take, step = training(4, 128, GradientBalancer.simplified(), run, where, dtype)
                 for _ in range(steps):
                     take()
-                ends.append((take.weights(), take.parameters()))
+                parameters = torch.cat([p.detach().flatten().cpu() for p in step.params])
+                ends.append((step.balancer.weights.cpu(), parameters))
             (w, p), (w_device, p_device) = ends
             found[f"{way}, {str(dtype).removeprefix('torch.')}"] = {
                 "weights": float(f"{((w_device - w) / w).abs().max():.2g}"),
@@ -137,7 +136,7 @@ def times(
                 if time.perf_counter() > until:
                     print("out of time: the rest is left out")
                     return rows
-                take = training(m, n, balancer, run, device)
+                take, _ = training(m, n, balancer, run, device)
                 row[f"{kind}, {way}"] = float(f"{1e3 * seconds(take, device, budget):.4g}")
         print(row, flush=True)
         rows.append(row)

@@ -109,10 +109,10 @@ class AdaptivePINN:
                 the optimizer are then as they were. The optimizer's own step comes last: if that
                 fails, the weight has moved.
         """
-        check_optimizer(optimizer, trainable(self.model))
         trained = (p for group in optimizer.param_groups for p in group["params"])
         losses = {"data": loss_data, "pde": loss_pde}
         step = Step(lambda _: losses, self.model, self.balancer, beside=trained)
+        check_optimizer(optimizer, step.params)
         measured = step.measure({})
         optimizer.zero_grad()
         step.apply(measured)

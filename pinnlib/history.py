@@ -103,13 +103,10 @@ class Recorder:
         if error is None:
             error = torch.full(self.stack, torch.nan)
         alive = failed < 0
-        kept = [
-            x.where(
-                alive.reshape(alive.shape + (1,) * (x.ndim - alive.ndim)).to(x.device), torch.nan
-            )
-            for x in (measured.losses, measured.weights, error)
-        ]
-        self.entries.append((step, kept[0], kept[1], kept[2], seconds))
+        losses = measured.losses.where(alive[..., None], torch.nan)
+        weights = measured.weights.where(alive[..., None], torch.nan)
+        error = error.where(alive.to(error.device), torch.nan)
+        self.entries.append((step, losses, weights, error, seconds))
 
     @property
     def all_failed(self) -> bool:

@@ -49,8 +49,8 @@ class Measurement:
         self._is_shared = reduce is not None
         self._sum: Sum = reduce or (lambda x: x)
         self._parts = self._shares() if self._is_shared else losses_of(terms, stack)
-        check_differentiable(self._parts, stack)
         """What this process adds to each loss."""
+        check_differentiable(self._parts, stack)
         vector = torch.stack([x.detach().reshape(stack) for x in self._parts.values()], dim=-1)
         self.losses = self._sum(vector)
         """``(…, K)``"""
@@ -160,7 +160,7 @@ class Measured(NamedTuple):
         ok = self.ok & was_ok
 
         def pick(new: Tensor, old: Tensor) -> Tensor:
-            where = ok.reshape(ok.shape + (1,) * (new.ndim - ok.ndim)) if ok.ndim else ok
+            where = ok.reshape(ok.shape + (1,) * (new.ndim - ok.ndim))
             return torch.where(where, new, old) if new.shape[: ok.ndim] == ok.shape else new
 
         weights = pick(self.weights, balancer.weights)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -149,9 +150,14 @@ def check_optimizer(optimizer: torch.optim.Optimizer, params: Iterable[Tensor]) 
             "the optimizer lacks parameters of the model: give it model.parameters(), and freeze "
             "those that should stay"
         )
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
+    if _needs_closure(type(optimizer).step):
         raise TypeError(
             f"{type(optimizer).__name__} evaluates the losses several times a step, through a "
             "closure: hold the weights constant there"
         )
+
+
+@cache
+def _needs_closure(step: Callable[..., object]) -> bool:
+    closure = inspect.signature(step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty

@@ -104,7 +104,7 @@ class Step:
             raise ValueError(
                 f"reduce talks to other processes, which {run!r} cannot record: leave run out"
             )
-        self._is_alike = self._sum is None
+        self._is_alike = False
         self._kernel = run(self._measure)
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -199,7 +199,7 @@ class Step:
     def _check(self) -> None:
         """Refuse what would be silently wrong."""
         if self.module is not None:
-            now = list(dict.fromkeys(p for p in self.module.parameters() if p.requires_grad))
+            now = [p for p in self.module.parameters() if p.requires_grad]
             if list(map(id, now)) != list(map(id, self.params[: self._own])):
                 raise ValueError(
                     "the module's parameters are not those that this Step was made for (replaced, "

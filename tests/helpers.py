@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pinnlib.adaptive import AdaptivePINN
@@ -93,6 +94,8 @@ def two_losses(model: nn.Module, coefficient: Tensor | float = 1.0) -> LossesOf:
 
 
 TERMS = ["data", "initial", "pde"]
+EXPONENTS = st.integers(-12, 12)
+"""Of ten, for what should hold over many scales."""
 
 
 def three_terms(model: nn.Module) -> Callable[[Batch], dict[str, list[Tensor]]]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import (
     BAD_LOSSES,
+    EXPONENTS,
     Branched,
     assert_same_parameters,
     gradients,
@@ -16,7 +17,6 @@ from helpers import (
     two_losses,
 )
 from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from pinnlib.adaptive import AdaptivePINN
@@ -25,7 +25,6 @@ from pinnlib.weighting import GradientBalancer
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
 
-EXPONENTS = st.integers(-12, 12)
 OPTIMIZERS = {
     "SGD": lambda params: torch.optim.SGD(params, lr=1e-3),
     "momentum": lambda params: torch.optim.SGD(params, lr=1e-4, momentum=0.9),

@@ -3,19 +3,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import EXPONENTS, points, seeded
 from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pinnlib.derivatives import nested, taylor
 from pinnlib.jets import Jet
 from pinnlib.networks import MLP, FourierFeatures, GatedMLP, OutputTransform, Stacked
-from tests.helpers import points, seeded
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
 
-EXPONENTS = st.integers(-12, 12)
 BOTH = pytest.mark.parametrize("derivatives", [nested, taylor])
 
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from helpers import network, points, seeded, theta
+from helpers import EXPONENTS, network, points, seeded, theta
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,8 +23,6 @@ from pinnlib.residuals import NotFiniteError
 from pinnlib.stacked import Stacked
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
-
-EXPONENTS = st.integers(-12, 12)
 
 
 def three_losses(model, x):

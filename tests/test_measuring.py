@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import (
+    EXPONENTS,
     TERMS,
     gradients,
     network,
@@ -40,8 +41,6 @@ from pinnlib.weighting import (
 )
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden", "not_compiled")
-
-EXPONENTS = st.integers(-12, 12)
 
 
 class Inverse(Rule):

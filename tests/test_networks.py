@@ -4,12 +4,12 @@ import pickle
 
 import pytest
 import torch
+from helpers import seeded
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from pinnlib.networks import MLP, FourierFeatures, GatedMLP, OutputTransform, Stacked
-from tests.helpers import seeded
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
 

@@ -10,6 +10,7 @@ import torch
 from helpers import (
     BAD_LOSSES,
     ENTRANCES,
+    EXPONENTS,
     TERMS,
     Branched,
     assert_same_parameters,
@@ -34,7 +35,6 @@ from pinnlib.weighting import Balancer, Follow, GradientBalancer, KernelTrace, R
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden", "not_compiled")
 
-EXPONENTS = st.integers(-12, 12)
 OPTIMIZERS = {
     "SGD": lambda params: torch.optim.SGD(params, lr=1e-3),
     "momentum": lambda params: torch.optim.SGD(params, lr=1e-4, momentum=0.9),

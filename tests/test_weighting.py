@@ -9,7 +9,7 @@ from statistics import fmean, geometric_mean
 import hypothesis
 import pytest
 import torch
-from helpers import network, points, rows, seeded
+from helpers import EXPONENTS, TERMS, network, points, rows, seeded
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,9 +33,6 @@ from pinnlib.weighting import (
 )
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
-
-TERMS = ["data", "initial", "pde"]
-EXPONENTS = st.integers(-12, 12)
 
 
 # Against an independent implementation with plain numbers

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from helpers import rows
+from helpers import EXPONENTS, rows
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,8 +19,6 @@ from pinnlib.weighting import (
 )
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
-
-EXPONENTS = st.integers(-12, 12)
 
 
 def balancer_of(rule=None, *, every=1, **settings):

@@ -3,7 +3,7 @@ from statistics import fmean, geometric_mean
 
 import pytest
 import torch
-from helpers import network, points, rows, seeded
+from helpers import EXPONENTS, TERMS, network, points, rows, seeded
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,9 +22,6 @@ from pinnlib.weighting import (
 from pinnlib.weighting.ratio import ratio
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
-
-TERMS = ["data", "initial", "pde"]
-EXPONENTS = st.integers(-12, 12)
 
 
 def target(rule, G, *, weights=None, used=None):

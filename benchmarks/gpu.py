@@ -1,15 +1,15 @@
 """One training step on a GPU: ``python -m benchmarks.gpu``, at most eight minutes.
 
 First the numbers: a hundred balanced steps on the device and on the CPU, from the same networks
-and points. Then the times of a plain and a balanced step, run eagerly, compiled, and as a replayed
-CUDA graph, for M networks with N points a set each. Results go to ``gpu.json`` beside this file.
+and points. Then the times of a plain and a balanced step in turns, run eagerly, compiled, and as a
+replayed CUDA graph, for M networks with N points a set each. Results go to ``gpu.json`` and
+``gpu.md`` beside this file.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import platform
 import statistics
 import time
@@ -19,9 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
+from benchmarks import report
 from pinnlib import GradientBalancer, Step
 from pinnlib.derivatives import taylor
+from pinnlib.distributed import Sum, sum_over_processes
 from pinnlib.networks import MLP, Stacked
 from pinnlib.problems import Helmholtz
 from pinnlib.recording import Recorded
@@ -29,7 +32,7 @@ from pinnlib.step import Weights, eager
 
 RESULTS = Path(__file__).with_name("gpu.json")
 POINTS = (1_000, 10_000, 100_000, 1_000_000)
-NETWORKS = (1, 4, 16, 64, 256)
+NETWORKS = (1, 16, 256)
 MOST = 1_000_000
 """Points of all networks together."""
 PLAIN: dict[str, float | torch.Tensor] = {"data": 1.0, "pde": 1.0}
@@ -47,6 +50,7 @@ def training(
     run: Callable[[Callable[..., Any]], Callable[..., Any]],
     device: torch.device,
     dtype: torch.dtype = torch.float32,
+    reduce: Sum | None = None,
 ) -> tuple[Callable[[], None], Step]:
     """A training step of M networks with N points a set, on the same points at each call."""
     problem = Helmholtz(derivatives=taylor)
@@ -57,7 +61,14 @@ def training(
         name: torch.stack([points[name] for points in drawn]).to(device, dtype) for name in drawn[0]
     }
     model = Stacked(networks).to(device)
-    step = Step(lambda b: problem.term_residuals(model, b), model, balancer, stack=(m,), run=run)
+    step = Step(
+        lambda b: problem.term_residuals(model, b),
+        model,
+        balancer,
+        stack=(m,),
+        run=run,
+        reduce=reduce,
+    )
     optimizer = torch.optim.Adam(step.params, lr=1e-3, fused=True)
 
     def take() -> None:
@@ -71,18 +82,16 @@ def training(
 def parity(device: torch.device, steps: int = 100) -> dict[str, Any]:
     """Greatest relative difference of weights and parameters between the device and the CPU."""
     found = {}
+    processes = "one process of NCCL" if device.type == "cuda" else "one process of gloo"
     for dtype in (torch.float64, torch.float32):
         if device.type == "mps" and dtype == torch.float64:
             continue
-        for way in ("eager", "compiled"):
-            ends = []
-            for where, run in ((torch.device("cpu"), eager), (device, WAYS[way])):
-                take, step = training(4, 128, GradientBalancer.simplified(), run, where, dtype)
-                for _ in range(steps):
-                    take()
-                parameters = torch.cat([p.detach().flatten().cpu() for p in step.params])
-                ends.append((step.balancer.weights.cpu(), parameters))
-            (w, p), (w_device, p_device) = ends
+        w, p = after(steps, torch.device("cpu"), dtype, eager)
+        for way, run, reduce in (
+            *((way, run, None) for way, run in WAYS.items() if is_possible(way, device)),
+            (processes, eager, sum_over_processes),
+        ):
+            w_device, p_device = after(steps, device, dtype, run, reduce)
             found[f"{way}, {str(dtype).removeprefix('torch.')}"] = {
                 "weights": float(f"{((w_device - w) / w).abs().max():.2g}"),
                 "parameters": float(f"{(p_device - p).norm() / p.norm():.2g}"),
@@ -90,20 +99,49 @@ def parity(device: torch.device, steps: int = 100) -> dict[str, Any]:
     return found
 
 
-def seconds(take: Callable[[], None], device: torch.device, budget: float) -> float:
-    """Median time of a step; the device is waited for once in ten steps."""
-    for _ in range(5):
+def after(
+    steps: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    run: Callable[[Callable[..., Any]], Callable[..., Any]],
+    reduce: Sum | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and parameters at the end of a short training."""
+    if reduce is not None:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    take, step = training(4, 128, GradientBalancer.simplified(), run, device, dtype, reduce)
+    for _ in range(steps):
         take()
-    rounds: list[float] = []
-    end = time.perf_counter() + budget
-    while len(rounds) < 3 or (time.perf_counter() < end and len(rounds) < 30):
-        wait(device)
-        start = time.perf_counter()
-        for _ in range(10):
+    if reduce is not None:
+        dist.destroy_process_group()
+    parameters = torch.cat([p.detach().flatten().cpu() for p in step.params])
+    return step.balancer.weights.cpu(), parameters
+
+
+def is_possible(way: str, device: torch.device) -> bool:
+    return device.type == "cuda" or way != "CUDA graph"
+
+
+def seconds(
+    takes: dict[str, Callable[[], None]], device: torch.device, budget: float
+) -> dict[str, list[float]]:
+    """Times of a step of each kind, in turns; the device is waited for once in ten steps."""
+    for take in takes.values():
+        for _ in range(5):
             take()
-        wait(device)
-        rounds.append((time.perf_counter() - start) / 10)
-    return statistics.median(rounds)
+    rounds: dict[str, list[float]] = {kind: [] for kind in takes}
+    end, number = time.perf_counter() + budget, 0
+    while number < 3 or (time.perf_counter() < end and number < 30):
+        for kind, take in takes.items():
+            wait(device)
+            start = time.perf_counter()
+            for _ in range(10):
+                take()
+            wait(device)
+            rounds[kind].append((time.perf_counter() - start) / 10)
+        number += 1
+    return rounds
 
 
 def wait(device: torch.device) -> None:
@@ -123,21 +161,28 @@ def times(
     points: tuple[int, ...],
     networks: tuple[int, ...],
     until: float,
-    budget: float = 1.0,
+    budget: float = 2.0,
 ) -> list[dict[str, Any]]:
-    """Milliseconds of a step for all sizes and ways, while there is time left."""
+    """Milliseconds of a step, and balanced ÷ plain, for all sizes, while there is time left."""
     rows = []
     for m, n in sizes(points, networks):
         row: dict[str, Any] = {"networks": m, "points": n}
         for way, run in WAYS.items():
-            if way == "CUDA graph" and device.type != "cuda":
+            if not is_possible(way, device):
                 continue
-            for kind, balancer in (("plain", PLAIN), ("balanced", GradientBalancer.simplified())):
-                if time.perf_counter() > until:
-                    print("out of time: the rest is left out")
-                    return rows
-                take, _ = training(m, n, balancer, run, device)
-                row[f"{kind}, {way}"] = float(f"{1e3 * seconds(take, device, budget):.4g}")
+            if time.perf_counter() > until:
+                print("out of time: the rest is left out")
+                return rows
+            weights: dict[str, Weights] = {
+                "plain": PLAIN,
+                "balanced": GradientBalancer.simplified(),
+            }
+            takes = {kind: training(m, n, w, run, device)[0] for kind, w in weights.items()}
+            found = seconds(takes, device, budget)
+            for kind, rounds in found.items():
+                row[f"{kind}, {way}"] = float(f"{1e3 * statistics.median(rounds):.4g}")
+            ratios = [b / p for p, b in zip(found["plain"], found["balanced"], strict=True)]
+            row[f"ratio, {way}"] = float(f"{statistics.median(ratios):.3g}")
         print(row, flush=True)
         rows.append(row)
     return rows
@@ -165,8 +210,9 @@ def main() -> None:
     }
     print(results, flush=True)
     results["ms"] = times(device, tuple(arguments.points), tuple(arguments.networks), until)
-    arguments.results.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"Done: {arguments.results}")
+    arguments.results.write_text(report.compact(results))
+    arguments.results.with_suffix(".md").write_text(report.gpu(results))
+    print(f"Done: {arguments.results}, and a table beside it")
 
 
 if __name__ == "__main__":

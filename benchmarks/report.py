@@ -126,6 +126,37 @@ def profile_table(part: Results) -> str:
     )
 
 
+def gpu(results: Results) -> str:
+    """The tables of ``gpu.json``."""
+    parity = [
+        [kind, f"{found['weights']:.0e}", f"{found['parameters']:.0e}"]
+        for kind, found in results["parity"].items()
+    ]
+    columns = [name for name in results["ms"][0] if name not in ("networks", "points")]
+    times = [
+        [f"{row['networks']}", f"{row['points']:,}", *(_ms(row.get(name)) for name in columns)]
+        for row in results["ms"]
+    ]
+    return (
+        "\n\n".join(
+            [
+                "# Results on a GPU",
+                f"{results['device']}, PyTorch {results['torch']}, on {results['date']}. "
+                "Written by `python -m benchmarks.gpu`; see the [README](README.md).",
+                "## A hundred steps beside the CPU",
+                "Greatest relative difference of the weights, and relative difference of the "
+                "parameters. The first column says how the GPU ran; the CPU ran eagerly.",
+                table(["step", "weights", "parameters"], parity),
+                "## Milliseconds a step",
+                "Networks of a stack, points a set of each, medians in single precision. The ratio "
+                "is balanced ÷ plain, the median over rounds in turns.",
+                table(["networks", "points", *columns], times),
+            ]
+        )
+        + "\n"
+    )
+
+
 SECTIONS = {
     "small": steps_table,
     "large": steps_table,
@@ -138,6 +169,10 @@ SECTIONS = {
     "passes": passes_table,
     "profile": profile_table,
 }
+
+
+def _ms(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
 
 
 def number(spread: list[float]) -> str:

@@ -15,6 +15,7 @@ from pinnlib.step import eager
 FOLDER = Path(report.__file__).parent
 RESULTS = json.loads((FOLDER / "results.json").read_text())
 PARTS = RESULTS["parts"]
+GPU = json.loads((FOLDER / "gpu.json").read_text())
 
 
 def test_parts_are_known_and_dated() -> None:
@@ -61,6 +62,16 @@ def test_limit_is_what_the_readme_says() -> None:
         assert profile[name]["ms"] < 10 * compiled["products_ms"]
 
 
+def test_gpu_gives_the_numbers_of_the_cpu() -> None:
+    for kind, found in GPU["parity"].items():
+        assert max(found.values()) < (1e-12 if "float64" in kind else 1e-3)
+
+
+def test_gpu_table_says_what_the_results_say() -> None:
+    assert (FOLDER / "gpu.json").read_text() == report.compact(GPU)
+    assert (FOLDER / "gpu.md").read_text() == report.gpu(GPU)
+
+
 def test_figures_are_there() -> None:
     assert {path.name for path in (FOLDER / "figures").iterdir()} == {"steps.png", "scaling.png"}
 
@@ -79,5 +90,5 @@ def test_benchmark_of_a_gpu_runs_on_any_device(monkeypatch: pytest.MonkeyPatch) 
         assert max(found.values()) < 1e-6
     rows = gpu.times(cpu, (8, 16), (1, 4), until=time.perf_counter() + 60, budget=0.01)
     assert [(row["networks"], row["points"]) for row in rows] == [(1, 8), (1, 16), (4, 8)]
-    assert all(row[f"{kind}, eager"] > 0 for row in rows for kind in ("plain", "balanced"))
+    assert all(row[f"{kind}, eager"] > 0 for row in rows for kind in ("plain", "balanced", "ratio"))
     assert gpu.times(cpu, (8,), (1,), until=0.0) == []

@@ -88,6 +88,15 @@ def test_a_kernel_equals_its_function_while_the_parameters_move(model, backend, 
     assert len(recorded._recordings) == (1 if backend == "inductor" else 2)
 
 
+def test_settings_are_those_of_the_compiler(model, monkeypatch):
+    found = []
+    monkeypatch.setattr(torch, "compile", lambda f, **options: found.append(options) or f)
+    Recorded(kernel_of(model), mode="default")(*arguments())
+    assert found == [{"fullgraph": True, "dynamic": False, "mode": "default"}]
+    with pytest.raises(TypeError, match="dynamic"):
+        Recorded(kernel_of(model), dynamic=True)(*arguments())
+
+
 def test_compiled_once_whatever_the_strides(model, recorded_only):
     recorded = Recorded(kernel_of(model))
     recorded(*arguments())

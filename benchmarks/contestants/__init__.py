@@ -42,6 +42,9 @@ ENTRIES = {
     "balanced, nested": Entry(f"{PINNLIB}.Balanced", {}, balanced=True),
     "balanced, Taylor": Entry(f"{PINNLIB}.Balanced", {"how": "taylor"}, balanced=True),
     "balanced, compiled": Entry(f"{PINNLIB}.CompiledBalanced", {}, balanced=True),
+    "balanced, compiled, C++": Entry(
+        f"{PINNLIB}.CompiledBalanced", {"options": {"cpp_wrapper": True}}, balanced=True
+    ),
     "DeepXDE": Entry(f"{HERE}.with_deepxde.DeepXDE", {}),
     "PINA": Entry(f"{HERE}.with_pina.Pina", {}),
     "JAX, hessian": Entry(f"{HERE}.with_jax.Jax", {"how": "hessian"}),

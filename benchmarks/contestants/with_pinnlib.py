@@ -1,7 +1,9 @@
 """pinnlib, and the plain and the naive step written with it."""
 
+from functools import partial
 from itertools import accumulate
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,12 +115,13 @@ class Balanced(Plain):
 class Compiled(Plain):
     """Losses, derivatives and gradient as machine code; Adam in one piece, as in ``train``."""
 
-    def __init__(self, task: Task, how: str = "taylor") -> None:
+    def __init__(self, task: Task, how: str = "taylor", **settings: Any) -> None:
         super().__init__(task, how)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=task.learning_rate, fused=True
         )
-        self.backward = Step(self.losses, self.model, self.weights(), run=Recorded)
+        run = partial(Recorded, **settings)
+        self.backward = Step(self.losses, self.model, self.weights(), run=run)
 
     def weights(self) -> Weights:
         return self.task.weights

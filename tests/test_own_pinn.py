@@ -122,6 +122,6 @@ def test_pina(run: Run) -> None:
     torch.testing.assert_close(solver.trainer.callback_metrics["train_loss"], sum(losses))
     checkpoint: dict[str, Any] = {}
     solver.on_save_checkpoint(checkpoint)
-    weights, balancer.weights = balancer.weights, torch.zeros(2)
+    weights, balancer.weights = balancer.weights, torch.zeros_like(balancer.weights)
     solver.on_load_checkpoint(checkpoint)
     assert torch.equal(balancer.weights, weights)

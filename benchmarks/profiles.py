@@ -26,7 +26,7 @@ def measure(points: dict[str, int]) -> dict[str, Any]:
     task = make_task("Helmholtz", points)
     results = {}
     for name, entry in ENTRIES.items():
-        if not name.startswith("JAX"):  # it does not let itself be looked at by operations
+        if not name.startswith(("JAX", "balanced, compiled, C++")):  # one call, not operations
             with workers({name: entry}, task) as started:
                 results[name] = look(started[name])
     return {"points": points, "contestants": results}

@@ -294,6 +294,7 @@ FLOORS = {
     "distributed": "distributed",
     "measuring": "measuring",
     "step": "step",
+    "optimizers": "optimizers",
     "history": "history",
     "loop": "loop",
     "training": "training",

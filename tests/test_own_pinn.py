@@ -66,8 +66,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
-def test_page_has_four_blocks() -> None:
-    assert list(BLOCKS) == ["A bare loop", "PyTorch Lightning", "DeepXDE", "PINA"]
+def test_page_has_five_blocks() -> None:
+    names = ["A bare loop", "The last digits", "PyTorch Lightning", "DeepXDE", "PINA"]
+    assert list(BLOCKS) == names
 
 
 def assert_solved(u: torch.Tensor) -> None:
@@ -85,6 +86,24 @@ def test_weight_sinks_without_bounds(run: Run) -> None:
     torch.manual_seed(0)
     exec(BLOCKS["A bare loop"].replace(", bounds=(0.1, 10)", ""), names)
     assert names["weights"]["pde"] < bounded / 10
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_last_digits(seed: int) -> None:
+    """Far below what Adam reaches, at points that it has not seen."""
+    torch.manual_seed(seed)
+    names: dict[str, Any] = {}
+    before, after = BLOCKS["The last digits"].split("broyden = SSBroyden")
+    exec(before, names)
+    x = torch.linspace(0, 1, 101, dtype=torch.float64)[:, None]
+
+    def error() -> float:
+        return (names["model"](x) - torch.exp(-x)).abs().max().item()
+
+    by_adam = error()
+    exec("broyden = SSBroyden" + after, names)
+    assert error() < 1e-6
+    assert error() < by_adam / 1000
 
 
 @pytest.mark.peers

@@ -3,6 +3,7 @@ import torch
 from helpers import rows
 
 from pinnlib.weighting import Balancer, Rule, Seen
+from pinnlib.weighting.rule import answer
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
 
@@ -55,3 +56,36 @@ def test_a_probe_is_measured_for_its_key():
     seen = Seen(["a"], torch.ones(1), probes=lambda key: key * torch.ones(1, 2))
     assert seen.probe(torch.tensor(3)).tolist() == [[3.0, 3.0]]
     assert not seen.has_measured_rows
+
+
+class Answers(Rule):
+    """Answers the same whatever it sees."""
+
+    def __init__(self, *found):
+        self.found = found
+
+    def __call__(self, seen, state):
+        return self.found
+
+
+def test_an_answer_is_detached_and_in_the_precision_of_the_weights():
+    seen = Seen(["a", "b"], torch.ones(2, dtype=torch.float64))
+    weights, memory = (torch.tensor([1.0, 2.0], requires_grad=True) for _ in range(2))
+    found, state = answer(Answers(2 * weights, {"memory": memory}), seen, {})
+    assert found.tolist() == [2.0, 4.0]
+    assert found.dtype == torch.float64
+    assert not found.requires_grad
+    assert not state["memory"].requires_grad
+
+
+def test_an_answer_that_is_no_weights_is_refused():
+    terms = ["a", "b"]
+    seen = Seen(terms, torch.ones(2, dtype=torch.float64))
+    terms.append("c")
+    assert seen.terms == ("a", "b")
+    for weights, shown in ((torch.ones(1), r"\(1,\)"), ([1.0, 2.0], r"\[1.0, 2.0\]")):
+        with pytest.raises(ValueError, match=rf"returned {shown}: let it return weights \(2,\)"):
+            answer(Answers(weights, {}), seen, {})
+    for found in ((torch.ones(2),), (torch.ones(2), None), (torch.ones(2), {}, {})):
+        with pytest.raises(TypeError, match=r"let it return \(weights, state\)"):
+            answer(Answers(*found), seen, {})

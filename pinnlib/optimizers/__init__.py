@@ -1,0 +1,5 @@
+"""Second-order optimizers: for the last digits, after Adam, with weights held."""
+
+from pinnlib.optimizers.ssbroyden import SSBroyden
+
+__all__ = ["SSBroyden"]

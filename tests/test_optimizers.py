@@ -395,6 +395,13 @@ def test_what_cannot_be_right_is_refused():
         SSBroyden([torch.zeros(2, requires_grad=True)])
 
 
+def test_a_closure_without_a_backward_pass_is_refused():
+    optimizer, x, _ = run(quadratic, [0.0, 0.0])
+    with pytest.raises(ValueError, match=r"no gradient: call loss.backward\(\) in it"):
+        optimizer.step(lambda: quadratic(x))
+    assert not optimizer.stalled
+
+
 def test_a_step_with_weights_held_is_the_closure():
     model = curve_network().double()
     x = points(24, 1) * 2

@@ -267,6 +267,13 @@ def test_a_stack_starts_from_the_weights_that_are_there():
     assert balancer.weights[1].tolist() == [1.0, 5.0]  # rows of their own
 
 
+def test_a_stack_that_was_placed_keeps_its_size_before_the_first_step(refused):
+    balancer = balancer_of()
+    balancer.place((2,), CPU)
+    with refused(balancer, match=r"a stack \(2,\), not of \(3,\)"):
+        balancer.update(rows(1.0, 2.0).expand(3, 2, 3))
+
+
 def test_place_moves_all_that_is_remembered():
     balancer = GradientBalancer.simplified(bounds=(0.1, 10))
     balancer.update(rows(1.0, 2.0))

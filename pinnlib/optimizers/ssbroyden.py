@@ -69,8 +69,8 @@ class SSBroyden(Optimizer):
        v = \frac{s}{s^\top y} - \frac{H y}{y^\top H y}
 
     H is the inverse Hessian, s an accepted step and y the change of the gradient along it; BFGS has
-    :math:`\varphi = \tau = 1`. Here both follow from the step (:func:`scaling`), after Urbán,
-    Stefanou and Pons (:cite:t:`urban2025`). Each accepted step meets the strong Wolfe conditions.
+    :math:`\varphi = \tau = 1`. Here both follow from the step, as :cite:t:`urban2025` show. Each
+    accepted step meets the strong Wolfe conditions (:cite:t:`nocedal2006`).
 
     One call of ``step`` works on one objective. It evaluates first, and no pair (s, y) reaches from
     one call into the next, so points may be drawn anew and weights renewed between calls; H is
@@ -160,12 +160,15 @@ class SSBroyden(Optimizer):
             The loss at the start, as ``torch.optim.LBFGS`` gives it.
 
         Raises:
-            ValueError: if loss or gradient at the start is not finite; nothing has changed then.
+            ValueError: if loss or gradient at the start is not finite, or there is no gradient;
+                nothing has changed then.
         """
         evaluate = torch.enable_grad()(closure)
         x = self._gather([p.detach() for p in self._params])
         loss, g = self._evaluate(evaluate, x)
         first = torch.as_tensor(loss, dtype=x.dtype)
+        if all(p.grad is None for p in self._params):
+            raise ValueError("the closure wrote no gradient: call loss.backward() in it")
         if not (math.isfinite(loss) and bool(g.isfinite().all())):
             raise ValueError(
                 f"loss at the start is {loss}, or its gradient is not finite: start from another "

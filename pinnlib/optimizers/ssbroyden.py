@@ -64,9 +64,9 @@ def broyden(H: Tensor, s: Tensor, y: Tensor, Hy: Tensor, phi: float, tau: float)
 class SSBroyden(Optimizer):
     r"""Self-scaled Broyden, for the last digits: it takes the place of ``torch.optim.LBFGS``.
 
-    .. math:: H \leftarrow \frac1\tau \Big[ H - \frac{H y y^\top H}{y^\top H y}
-       + \varphi\, (y^\top H y)\, v v^\top \Big] + \frac{s s^\top}{s^\top y}, \qquad
-       v = \frac{s}{s^\top y} - \frac{H y}{y^\top H y}
+    .. math:: H &\leftarrow \frac1\tau \Big[ H - \frac{H y y^\top H}{y^\top H y} \\
+       &\qquad + \varphi\, (y^\top H y)\, v v^\top \Big] + \frac{s s^\top}{s^\top y}, \\
+       v &= \frac{s}{s^\top y} - \frac{H y}{y^\top H y}
 
     H is the inverse Hessian, s an accepted step and y the change of the gradient along it; BFGS has
     :math:`\varphi = \tau = 1`. Here both follow from the step, as :cite:t:`urban2025` show. Each

@@ -82,16 +82,16 @@ def training(
 def parity(device: torch.device, steps: int = 100) -> dict[str, Any]:
     """Greatest relative difference of weights and parameters between the device and the CPU."""
     found = {}
-    processes = "one process of NCCL" if device.type == "cuda" else "one process of gloo"
+    backend = "NCCL" if device.type == "cuda" else "gloo"
     for dtype in (torch.float64, torch.float32):
         if device.type == "mps" and dtype == torch.float64:
             continue
         w, p = after(steps, torch.device("cpu"), dtype, eager)
-        for way, run, reduce in (
+        for way, run, group in (
             *((way, run, None) for way, run in WAYS.items() if is_possible(way, device)),
-            (processes, eager, sum_over_processes),
+            (f"one process of {backend}", eager, backend),
         ):
-            w_device, p_device = after(steps, device, dtype, run, reduce)
+            w_device, p_device = after(steps, device, dtype, run, group)
             found[f"{way}, {str(dtype).removeprefix('torch.')}"] = {
                 "weights": float(f"{((w_device - w) / w).abs().max():.2g}"),
                 "parameters": float(f"{(p_device - p).norm() / p.norm():.2g}"),
@@ -104,16 +104,16 @@ def after(
     device: torch.device,
     dtype: torch.dtype,
     run: Callable[[Callable[..., Any]], Callable[..., Any]],
-    reduce: Sum | None = None,
+    backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights and parameters at the end of a short training."""
-    if reduce is not None:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    """Weights and parameters at the end of a short training, in a process group if one is named."""
+    if backend:
+        dist.init_process_group(backend.lower(), store=dist.HashStore(), rank=0, world_size=1)
+    reduce = sum_over_processes if backend else None
     take, step = training(4, 128, GradientBalancer.simplified(), run, device, dtype, reduce)
     for _ in range(steps):
         take()
-    if reduce is not None:
+    if backend:
         dist.destroy_process_group()
     parameters = torch.cat([p.detach().flatten().cpu() for p in step.params])
     return step.balancer.weights.cpu(), parameters

@@ -62,7 +62,7 @@ def error_table(part: Results) -> str:
     for run in part["runs"]:
         weight = "balanced" if run["data_weight"] is None else f"{run['data_weight']:g}"
         columns = zip(*run["seconds"], strict=True)
-        cells = [" / ".join("–" if s is None else f"{s:.0f}" for s in column) for column in columns]
+        cells = [" / ".join(dashed(s, ".0f") for s in column) for column in columns]
         last = " / ".join(f"{e:.2g}" for e in run["last"])
         rows.append([run["contestant"], weight, *cells, last])
     targets = [f"s to error {target:g}" for target in part["targets"]]
@@ -134,7 +134,11 @@ def gpu(results: Results) -> str:
     ]
     columns = [name for name in results["ms"][0] if name not in ("networks", "points")]
     times = [
-        [f"{row['networks']}", f"{row['points']:,}", *(_ms(row.get(name)) for name in columns)]
+        [
+            f"{row['networks']}",
+            f"{row['points']:,}",
+            *(dashed(row.get(name), ".3g") for name in columns),
+        ]
         for row in results["ms"]
     ]
     return (
@@ -171,8 +175,9 @@ SECTIONS = {
 }
 
 
-def _ms(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+def dashed(value: float | None, form: str) -> str:
+    """A number in a table, or a dash where there is none."""
+    return "–" if value is None else format(value, form)
 
 
 def number(spread: list[float]) -> str:

@@ -57,8 +57,8 @@ class Recorded:
             dictionaries. It must do the same operations at every call, without a branch or a shape
             that depends on a tensor's value, and change nothing in place that it did not make.
         settings: further ones of ``torch.compile``. ``mode="reduce-overhead"`` replays CUDA graphs;
-            ``options={"cpp_wrapper": True}`` leaves no Python between the operations, which takes
-            about twice as long to compile and pays for small networks and very many steps.
+            ``options={"cpp_wrapper": True}`` leaves no Python between the operations, which tells
+            where networks are small.
 
     >>> squares = Recorded(lambda batch: {name: x**2 for name, x in batch.items()})
     >>> squares({"x": torch.tensor([3.0])})

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import curve_network, points, seeded
+from helpers import EXPONENTS, Curve, curve_network, points, seeded
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import BFGS
@@ -18,7 +18,7 @@ from pinnlib.optimizers.wolfe import CURVATURE, DECREASE, TRIALS, Trial, minimum
 from pinnlib.residuals import NotFiniteError
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
-SIZES = st.integers(-12, 12).map(lambda k: 10.0**k)
+SIZES = EXPONENTS.map(lambda k: 10.0**k)
 
 
 # The line search
@@ -202,6 +202,11 @@ def run(function, start, max_iter=1000):
     return optimizer, x, closure_of(function, optimizer, x)
 
 
+def gradient(function, at):
+    at = at.clone().requires_grad_()
+    return torch.autograd.grad(function(at), at)[0]
+
+
 def closure_of(function, optimizer, x):
     def closure():
         optimizer.zero_grad()
@@ -250,10 +255,6 @@ def test_each_accepted_step_meets_both_conditions_and_the_pairs_are_its_own(monk
     optimizer.step(closure)
     assert len(accepted) == len(pairs) == 12
 
-    def gradient(function, at):
-        at = at.clone().requires_grad_()
-        return torch.autograd.grad(function(at), at)[0]
-
     for (before, after), (s, y) in zip(accepted, pairs, strict=True):
         step, g = after - before, gradient(rosenbrock, before)
         slope = g @ step
@@ -280,9 +281,8 @@ def test_a_call_evaluates_first_and_keeps_what_it_learnt():
     calls.clear()
     optimizer.step(lambda: calls.append(x.detach().clone()) or closure())
     assert torch.equal(calls[0], end)
-    g = torch.autograd.grad(quadratic(end.requires_grad_()), end)[0]
     direction = calls[1] - calls[0]
-    torch.testing.assert_close(direction, -(H @ g))  # of full length
+    torch.testing.assert_close(direction, -(H @ gradient(quadratic, end)))  # of full length
 
 
 def test_a_run_resumes_bit_for_bit():
@@ -404,18 +404,17 @@ def test_a_closure_without_a_backward_pass_is_refused():
 
 def test_a_step_with_weights_held_is_the_closure():
     model = curve_network().double()
-    x = points(24, 1) * 2
+    batch = {"all": points(24, 1) * 2}
 
     def terms(batch):
-        u = model(batch["x"])
-        return {"data": [model(batch["x"][:1] * 0) - 1], "pde": [5 * (u - torch.exp(-batch["x"]))]}
+        return Curve().term_residuals(model, batch)
 
     balancer = GradientBalancer.simplified(warm_start=True, bounds=(0.1, 10))
     step = Step(terms, model, balancer)
     adam = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(50):
         adam.zero_grad()
-        step({"x": x})
+        step(batch)
         adam.step()
     held = Step(terms, model, balancer.by_term())
     optimizer = SSBroyden(model.parameters(), max_iter=200)
@@ -426,7 +425,7 @@ def test_a_step_with_weights_held_is_the_closure():
         if len(totals) == 3:
             failures.append(totals.append(math.inf))
             raise NotFiniteError("loss 'pde' is inf")
-        losses, weights = held({"x": x})
+        losses, weights = held(batch)
         totals.append((losses * weights).sum().item())
         return totals[-1]
 

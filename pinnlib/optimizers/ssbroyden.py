@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pinnlib.optimizers.wolfe import Trial, search
+from pinnlib.parameters import widths
 from pinnlib.residuals import NotFiniteError
 
 __all__ = ["SSBroyden"]
@@ -81,8 +82,8 @@ class SSBroyden(Optimizer):
     where the last accepted step left them.
 
     Args:
-        params: the parameters, in one group, of one precision and on one device. Best in float64:
-            in float32 losses stop about where Adam's do.
+        params: the parameters, in one group, of one precision and on one device. Best in float64,
+            in which a search can tell smaller decreases apart.
         max_iter: accepted steps in one call of ``step``.
 
     Raises:
@@ -239,7 +240,7 @@ class SSBroyden(Optimizer):
         return torch.cat([(torch.zeros_like(p) if t is None else t).reshape(-1) for p, t in pairs])
 
     def _place(self, x: Tensor) -> None:
-        parts = x.split([p.numel() for p in self._params])
+        parts = x.split(widths(self._params))
         with torch.no_grad():
             for p, part in zip(self._params, parts, strict=True):
                 p.copy_(part.view_as(p))

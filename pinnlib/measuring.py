@@ -21,7 +21,7 @@ from pinnlib.residuals import (
     mean_squares,
 )
 from pinnlib.weighting import Balancer, State
-from pinnlib.weighting.kernel import signs
+from pinnlib.weighting.kernel import factors
 
 __all__: list[str] = []  # for Step
 
@@ -83,8 +83,8 @@ class Measurement:
                     "residuals (N, 1), such as a problem's term_residuals"
                 )
             seeds = [
-                (signs(key * 1009 + 31 * k + j, n)[:, None] / n**0.5).to(r.dtype).expand_as(r)
-                for j, (r, n) in enumerate((r, r.shape[-2]) for r in value)
+                factors(key, k, j, r.shape[-2])[:, None].to(r.dtype).expand_as(r)
+                for j, r in enumerate(value)
             ]
             rows.append((value, seeds))
         G, _ = gradient_rows(rows, self.params, retain_graph=True, stack=self.stack)

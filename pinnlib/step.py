@@ -15,6 +15,7 @@ from pinnlib.parameters import accumulate, gradients_of, trainable, widths
 from pinnlib.residuals import Term, check_terms
 from pinnlib.weighting import Balancer, ByTerm, Seen, State
 from pinnlib.weighting.balancer import as_balancer
+from pinnlib.weighting.rule import answer
 
 Batch = Mapping[str, Tensor]
 """Points by set name, as :meth:`pinnlib.problems.Problem.sample` gives them."""
@@ -95,7 +96,7 @@ class Step:
         self._own = len(measured)
         others = [p for p in beside if p.requires_grad and p not in set(measured)]
         self.params = [*measured, *(trainable(others) if others else [])]
-        self.width = sum(p.numel() for p in measured) // torch.Size(stack).numel()
+        self.width = sum(widths(measured, stack))
         self.balancer = as_balancer(balancer)
         self.stack, self.reduce = stack, reduce
         self.device = self.params[0].device
@@ -152,9 +153,7 @@ class Step:
         accumulate(gradients)
 
     def rows(self, batch: Batch) -> Tensor:
-        """The gradient matrix of a batch, ``(…, K, P)``, measured by itself.
-
-        With ``reduce``, each process has to call it, as it has to call the step.
+        """The gradient matrix of a batch, ``(…, K, P)``; with ``reduce``, called on each process.
 
         Args:
             batch: points by set name.
@@ -182,7 +181,7 @@ class Step:
         if due:
             names = self.balancer.terms
             seen = Seen(names, weights, losses=found.losses, rows=found.rows, probes=found.probes)
-            weights, state = self.balancer.ask(seen, state)
+            weights, state = answer(self.balancer.rule, seen, state)
         direction = found.direction(weights)
         numbers = torch.cat([found.losses.to(weights), weights], dim=-1)
         ok = is_finite(numbers) & is_finite(direction)

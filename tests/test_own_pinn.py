@@ -66,9 +66,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
-def test_page_has_five_blocks() -> None:
-    names = ["A bare loop", "The last digits", "PyTorch Lightning", "DeepXDE", "PINA"]
-    assert list(BLOCKS) == names
+def test_page_has_these_blocks() -> None:
+    names = ["A bare loop", "The last digits", "A small network: Gauss–Newton"]
+    assert list(BLOCKS) == [*names, "PyTorch Lightning", "DeepXDE", "PINA"]
 
 
 def assert_solved(u: torch.Tensor) -> None:
@@ -88,22 +88,33 @@ def test_weight_sinks_without_bounds(run: Run) -> None:
     assert names["weights"]["pde"] < bounded / 10
 
 
+def largest_error(names: dict[str, Any]) -> float:
+    """At points that the network has not seen."""
+    x = torch.linspace(0, 1, 101, dtype=torch.float64)[:, None]
+    error: float = (names["model"](x) - torch.exp(-x)).abs().max().item()
+    return error
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_last_digits(seed: int) -> None:
-    """Far below what Adam reaches, at points that it has not seen."""
+    """Far below what Adam reaches."""
     torch.manual_seed(seed)
     names: dict[str, Any] = {}
     before, after = BLOCKS["The last digits"].split("broyden = SSBroyden")
     exec(before, names)
-    x = torch.linspace(0, 1, 101, dtype=torch.float64)[:, None]
-
-    def error() -> float:
-        return (names["model"](x) - torch.exp(-x)).abs().max().item()
-
-    by_adam = error()
+    by_adam = largest_error(names)
     exec("broyden = SSBroyden" + after, names)
-    assert error() < 1e-6
-    assert error() < by_adam / 1000
+    assert largest_error(names) < 1e-6
+    assert largest_error(names) < by_adam / 1000
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_gauss_newton(seed: int) -> None:
+    torch.manual_seed(seed)
+    names: dict[str, Any] = {}
+    exec(BLOCKS["A small network: Gauss–Newton"], names)
+    assert largest_error(names) < 1e-6
+    assert names["balancer"].step == 5
 
 
 @pytest.mark.peers

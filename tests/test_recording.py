@@ -1,6 +1,7 @@
 """Recorded gives what its function gives, and says so where it cannot."""
 
 import functools
+import logging
 import threading
 import warnings
 
@@ -461,7 +462,8 @@ def test_threads_record_one_after_the_other(recorded_only):
 
 
 @inductor.patch("cpp.cxx", ("no-such-compiler",))
-def test_without_a_compiler_it_says_so_and_gives_the_same_numbers(model):
+def test_without_a_compiler_it_says_so_and_gives_the_same_numbers(model, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("torch._inductor.scheduler"), "disabled", True)
     recorded = Recorded(kernel_of(model))
     message = r"failed \(InvalidCxxCompiler: .*no-such-compiler.*install a C\+\+ compiler, .* g\+\+"
     with (

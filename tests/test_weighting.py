@@ -31,6 +31,7 @@ from pinnlib.weighting import (
     logarithmic_average,
     mean_of_terms,
 )
+from pinnlib.weighting.rule import answer
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
 
@@ -360,7 +361,7 @@ def test_a_rule_is_pure_and_does_not_wait_for_the_device(name):
         rows=lambda: (G, torch.ones(3, 67, device=meta, dtype=torch.bool)),
         probes=lambda key: G * key,
     )
-    weights, state = balancer.ask(seen, balancer.state)
+    weights, state = answer(balancer.rule, seen, balancer.state)
     for x, like in [(weights, balancer.weights), *((state[n], balancer.state[n]) for n in state)]:
         assert (x.shape, x.dtype, x.device) == (like.shape, like.dtype, meta)
     assert list(state) == list(balancer.state)

@@ -17,6 +17,7 @@ from pinnlib.weighting import (
     arithmetic_average,
     logarithmic_average,
 )
+from pinnlib.weighting.rule import answer
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
 
@@ -138,7 +139,7 @@ def test_alpha_goes_where_the_gradients_live():
     balancer.place((2,), meta)
     G = torch.empty(2, 2, 3, device=meta)
     seen = Seen(balancer.terms, balancer.weights, rows=lambda: (G, None))
-    weights, _ = balancer.ask(seen, balancer.state)
+    weights, _ = answer(balancer.rule, seen, balancer.state)
     assert (weights.device, weights.shape) == (meta, (2, 2))
 
 

@@ -1,5 +1,6 @@
-"""Second-order optimizers: for the last digits, after Adam, with weights held."""
+"""Second-order optimizers: for the last digits, after Adam."""
 
+from pinnlib.optimizers.gauss_newton import GaussNewton
 from pinnlib.optimizers.ssbroyden import SSBroyden
 
-__all__ = ["SSBroyden"]
+__all__ = ["GaussNewton", "SSBroyden"]

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
+from pinnlib.optimizers.one_group import MOST, OneGroup
 from pinnlib.optimizers.wolfe import Trial, search
-from pinnlib.parameters import widths
 from pinnlib.residuals import NotFiniteError
 
 __all__ = ["SSBroyden"]
-
-MOST = 20_000
-"""Parameters that are accepted: the inverse Hessian of so many takes 3.2 GB."""
 
 
 def scaling(h: float, b: float, n: int) -> tuple[float, float]:
@@ -62,7 +57,7 @@ def broyden(H: Tensor, s: Tensor, y: Tensor, Hy: Tensor, phi: float, tau: float)
     H.addmm_(vectors.T * factors, vectors, beta=1 / tau)
 
 
-class SSBroyden(Optimizer):
+class SSBroyden(OneGroup):
     r"""Self-scaled Broyden, for the last digits: it takes the place of ``torch.optim.LBFGS``.
 
     .. math:: H &\leftarrow \frac1\tau \Big[ H - \frac{H y y^\top H}{y^\top H y} \\
@@ -83,13 +78,12 @@ class SSBroyden(Optimizer):
 
     Args:
         params: the parameters, in one group, of one precision and on one device. Best in float64,
-            in which a search can tell smaller decreases apart.
+            in which a search can tell smaller decreases apart. Frozen ones are left out.
         max_iter: accepted steps in one call of ``step``.
 
     Raises:
-        TypeError: if a parameter is complex.
         ValueError: if there is more than one group, more than 20,000 entries (H holds their
-            square), several precisions or devices, or ``max_iter`` is below 1.
+            square), several precisions or devices, a complex parameter, or ``max_iter`` is below 1.
 
     >>> theta = torch.tensor([-1.2, 1.0], dtype=torch.float64, requires_grad=True)
     >>> optimizer = SSBroyden([theta], max_iter=50)
@@ -104,51 +98,13 @@ class SSBroyden(Optimizer):
     """
 
     def __init__(self, params: Iterable[Any], max_iter: int = 100) -> None:
-        if isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 1:
-            raise ValueError(f"max_iter is {max_iter!r}: pass a whole number of steps, 1 or more")
-        super().__init__(params, {"max_iter": max_iter})
-        dtypes, devices = ({str(getattr(p, k)) for p in self._params} for k in ("dtype", "device"))
+        super().__init__(params, max_iter)
         size = sum(p.numel() for p in self._params)
-        if self._params[0].is_complex():
-            raise TypeError("a parameter is complex: train its real and imaginary parts")
-        if len(dtypes) > 1 or len(devices) > 1:
-            raise ValueError(
-                f"parameters are of {sorted(dtypes)} on {sorted(devices)}: keep them in one "
-                "precision on one device"
-            )
         if size > MOST:
             raise ValueError(
                 f"{size} parameters: their inverse Hessian would take {8 * size**2 / 1e9:.0f} GB; "
                 "take a smaller network, or torch.optim.LBFGS"
             )
-        if torch.finfo(self._params[0].dtype).eps > 1e-10:
-            warnings.warn(
-                f"parameters are in {dtypes.pop()}, in which line searches fail early: "
-                "model.double() gives the digits that SSBroyden is for",
-                stacklevel=2,
-            )
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add the one group of parameters.
-
-        Args:
-            param_group: as for any optimizer.
-
-        Raises:
-            ValueError: if it is the second.
-        """
-        if self.param_groups:
-            raise ValueError("SSBroyden takes one group of parameters: pass them in one list")
-        super().add_param_group(param_group)
-
-    @property
-    def _params(self) -> list[Tensor]:
-        return list(self.param_groups[0]["params"])
-
-    @property
-    def stalled(self) -> bool:
-        """Whether the last call of ``step`` ended because no lower loss could be found."""
-        return bool(self.state[self._params[0]].get("stalled", False))
 
     def step(self, closure: Callable[[], Any]) -> Tensor:  # type: ignore[override]
         """Take up to ``max_iter`` steps on one objective.
@@ -175,7 +131,7 @@ class SSBroyden(Optimizer):
                 f"loss at the start is {loss}, or its gradient is not finite: start from another "
                 "network, or check its inputs"
             )
-        state = self.state[self._params[0]]
+        state = self._memory
         if "H" not in state:
             state |= {"H": torch.eye(len(x), dtype=x.dtype, device=x.device), "is_fresh": True}
         state["stalled"] = False
@@ -198,7 +154,7 @@ class SSBroyden(Optimizer):
         self, evaluate: Callable[[], Any], x: Tensor, loss: float, g: Tensor
     ) -> tuple[Tensor, float, Tensor] | None:
         """One accepted step, by which H is updated; ``None`` if there is none."""
-        state = self.state[self._params[0]]
+        state = self._memory
         H = state["H"]
         d = -(H @ g)
         slope = float(g @ d)
@@ -234,13 +190,3 @@ class SSBroyden(Optimizer):
         self._place(x)
         loss = float(torch.as_tensor(closure()).detach())
         return loss, self._gather([p.grad for p in self._params])
-
-    def _gather(self, tensors: Iterable[Tensor | None]) -> Tensor:
-        pairs = zip(self._params, tensors, strict=True)
-        return torch.cat([(torch.zeros_like(p) if t is None else t).reshape(-1) for p, t in pairs])
-
-    def _place(self, x: Tensor) -> None:
-        parts = x.split(widths(self._params))
-        with torch.no_grad():
-            for p, part in zip(self._params, parts, strict=True):
-                p.copy_(part.view_as(p))

@@ -127,19 +127,12 @@ class Balancer:
         """Move there what :meth:`placed` gives."""
         self.weights, self.state, self.failed = self.placed(stack, device)
 
-    def ask(self, seen: Seen, state: State) -> tuple[Tensor, State]:
-        """What the rule answers, as a pure function: the balancer's own state does not change."""
-        return answer(self.rule, seen, state)
-
     def update(self, G: Tensor, losses: Tensor | None = None) -> Tensor:
-        """Take one step with a gradient matrix at hand, and return the weights.
+        """Take one step with a gradient matrix at hand, and return the weights λ, ``(…, K)``.
 
         Args:
             G: gradient matrix ``(…, K, P)`` of the unweighted terms, in the order of ``terms``.
             losses: the unweighted losses, ``(…, K)``, where the rule looks at them.
-
-        Returns:
-            The weights λ, ``(…, K)``, detached, in double precision.
 
         Raises:
             ValueError: if G has another number of rows than there are terms, or no column, or if
@@ -147,9 +140,19 @@ class Balancer:
         """
         check_matrix(self.terms, G)
         check_finite(self.terms, G, self.step)
-        weights, state, failed = self.placed(G.shape[:-2], G.device)
+        rows = G.detach(), None
+        return self.advance(G.shape[:-2], G.device, losses=losses, rows=lambda: rows)
+
+    def advance(self, stack: tuple[int, ...], device: torch.device, **shown: Any) -> Tensor:
+        """Take one step with anything that a rule may look at, and return the weights.
+
+        Args:
+            stack: as for :meth:`placed`, like ``device``.
+            shown: arguments of :class:`Seen`.
+        """
+        weights, state, failed = self.placed(stack, device)
         if self.due:
-            weights, state = self.ask(self._seen(G, losses, weights), state)
+            weights, state = answer(self.rule, Seen(self.terms, weights, **shown), state)
             self.check_weights(weights)
         self.commit(weights, state, failed)
         return weights.clone()
@@ -169,10 +172,8 @@ class Balancer:
         """
         check_matrix(self.terms, G)
         weights, state, _ = self.placed(G.shape[:-2], G.device)
-        return self.rule.target(self._seen(G, losses, weights), state)
-
-    def _seen(self, G: Tensor, losses: Tensor | None, weights: Tensor) -> Seen:
-        return Seen(self.terms, weights, losses=losses, rows=lambda: (G.detach(), None))
+        seen = Seen(self.terms, weights, losses=losses, rows=lambda: (G.detach(), None))
+        return self.rule.target(seen, state)
 
     def check_weights(self, weights: Tensor) -> None:
         """Raise a ValueError that names the first term whose weight is not finite."""

@@ -57,6 +57,16 @@ class KernelTrace(Rule):
         return ratio(traces, R, torch.finfo(rows.dtype).max), state | {"key": state["key"] + 1}
 
 
+def factors(key: Tensor, k: int, j: int, n: int) -> Tensor:
+    r"""What the rows of residual j of term k are multiplied with, :math:`z_i / \sqrt N`, ``(n,)``.
+
+    >>> factors(torch.tensor(0), 1, 0, 4).abs().tolist()
+    [0.5, 0.5, 0.5, 0.5]
+    """
+    z: Tensor = signs(key * 1009 + 31 * k + j, n) / n**0.5
+    return z
+
+
 def signs(key: Tensor, n: int) -> Tensor:
     """n random signs, ``(n,)``: a pure function of a key, the same on each device and compiled.
 

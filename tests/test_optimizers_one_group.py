@@ -1,0 +1,52 @@
+"""What both optimizers share: which parameters they take."""
+
+import pytest
+import torch
+
+from pinnlib.optimizers import GaussNewton, SSBroyden
+
+pytestmark = pytest.mark.usefixtures("nothing_hidden")
+
+
+def gauss_newton(params, **settings):
+    return GaussNewton(params, {"all": 1.0}, **settings)
+
+
+def parameter(n=2, **kind):
+    return torch.zeros(n, **{"dtype": torch.float64, "requires_grad": True} | kind)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"), {"SSBroyden": SSBroyden, "GaussNewton": gauss_newton}.items()
+)
+def test_what_cannot_be_right_is_refused(name, make):
+    x, z = parameter(), parameter()
+    with pytest.raises(ValueError, match=f"{name} takes one group"):
+        make([{"params": [x]}, {"params": [z]}])
+    optimizer = make([{"params": x}])
+    with pytest.raises(ValueError, match=f"{name} takes one group"):
+        optimizer.add_param_group({"params": [z]})
+    with pytest.raises(ValueError, match=r"torch.float32', 'torch.float64'.*one precision"):
+        make([x, parameter(dtype=torch.float32)])
+    with pytest.raises(ValueError, match=r"lie on \['cpu', 'meta'\]"):
+        make([x, parameter(device="meta")])
+    with pytest.raises(ValueError, match="complex"):
+        make([parameter(dtype=torch.complex128)])
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        make([x.detach()])
+    for wrong in (0, -3, 2.0, True):
+        with pytest.raises(ValueError, match=f"max_iter is {wrong}"):
+            make([x], max_iter=wrong)
+    with pytest.warns(
+        UserWarning, match=rf"float32.*model.double\(\).*that {name} is for"
+    ) as caught:
+        make([parameter(dtype=torch.float32)])
+    assert caught[0].filename == __file__
+    assert not make([x]).stalled
+
+
+@pytest.mark.parametrize("make", [SSBroyden, gauss_newton])
+def test_frozen_parameters_are_left_out(make):
+    x, z = parameter(), parameter(3).detach()
+    optimizer = make([x, z, x])
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(x)]

@@ -97,8 +97,8 @@ def _digest(parts: Iterable[object]) -> int:
     digest = 0
     for part in parts:
         if isinstance(part, Tensor):
-            flat = part.detach().cpu().contiguous().flatten()
+            flat = part.detach().cpu().flatten()
             digest = zlib.crc32(flat.view(torch.uint8).numpy().tobytes(), digest)
-            part = (tuple(part.shape), part.dtype)
+            part = (part.shape, part.dtype)
         digest = zlib.crc32(repr(part).encode(), digest)
     return digest >> 8

@@ -126,11 +126,11 @@ class Recorder:
             failures={i: step + 1 for i, step in enumerate(failed) if step >= 0},
         )
 
-    def _by_term(self, rows: Sequence[Tensor]) -> dict[str, NDArray[np.float64]]:
+    def _by_term(self, rows: tuple[Tensor, ...]) -> dict[str, NDArray[np.float64]]:
         """From T tensors ``(*stack, K)`` to an array ``(*stack, T)`` for each term."""
         return dict(zip(self.terms, np.moveaxis(_array(rows), -2, 0), strict=True))
 
 
-def _array(columns: Sequence[Tensor]) -> NDArray[np.float64]:
-    array: NDArray[np.float64] = torch.stack(list(columns), dim=-1).cpu().double().numpy()
+def _array(columns: tuple[Tensor, ...]) -> NDArray[np.float64]:
+    array: NDArray[np.float64] = torch.stack(columns, dim=-1).cpu().double().numpy()
     return array

@@ -127,7 +127,7 @@ def check_names(terms: Sequence[str]) -> None:
         raise TypeError(f"terms is {terms!r}: pass a list of names, in the order of the rows")
     if not terms:
         raise ValueError("terms is empty: pass the names of the loss terms")
-    if twice := sorted({term for term in terms if list(terms).count(term) > 1}):
+    if twice := sorted({term for term in terms if terms.count(term) > 1}):
         raise ValueError(f"terms names {twice} more than once: give each term its own name")
 
 

@@ -564,3 +564,25 @@ def test_a_jet_has_the_shape_of_its_value():
         _ = x.other
     with pytest.raises(AttributeError):
         x.other = 1
+
+
+def test_one_of_several_outputs_may_be_constant():
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(1, dtype=torch.float64))
+
+        def forward(self, x):
+            return torch.cat([self.w * x[:, :1], self.w.expand(len(x), 1)], dim=1)
+
+    _, (u_x,), (u_xx,) = nested(Half(), points(3, 1))
+    assert u_x.tolist() == [[1.0, 0.0]] * 3
+    assert u_xx.tolist() == [[0.0, 0.0]] * 3
+
+
+def test_a_module_without_parameters_may_be_constant():
+    class Constant(nn.Module):
+        def forward(self, x):
+            return torch.ones(len(x), 1)
+
+    assert nested(Constant(), points(3, 1))[1][0].tolist() == [[0.0]] * 3

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pinnlib import GradientBalancer, Step
-from pinnlib.distributed import alone, check_alike, sum_over_processes
+from pinnlib.distributed import alone, check_alike, check_processes, sum_over_processes
 from pinnlib.gradients import gradient_matrix
 
 CPU = torch.device("cpu")
@@ -293,3 +294,12 @@ def test_a_process_that_stops_ends_the_others(
         message = f"RuntimeError: process {rank} waits in vain for another one, which has stopped"
         assert found["message"].startswith(message)
         assert found["seconds"] < 20
+
+
+def test_one_process_in_a_group_is_no_danger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    for size, is_refused in [(1, False), (2, True)]:
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda size=size: size)
+        check_processes(alone)
+        with pytest.raises(ValueError, match="one of 2") if is_refused else nullcontext():
+            check_processes(None)

@@ -78,3 +78,13 @@ def test_the_history_of_a_stack_leaves_out_what_failed():
     assert recorder.all_failed
     assert recorder.history().failures == {0: 1, 1: 8, 2: 13}
     assert np.isnan(recorder.history().errors[:, 2]).all()
+
+
+def test_nothing_has_failed_at_first_and_the_first_step_may_fail():
+    recorder = Recorder(TERMS, ())
+    assert not recorder.all_failed
+    recorder.add(1, measured((1.0, 2.0)), torch.tensor(0.5), 1.5, torch.tensor(0))
+    assert recorder.all_failed
+    history = recorder.history()
+    assert history.failures == {0: 1}
+    assert np.isnan(history.errors).all()

@@ -393,3 +393,15 @@ def test_no_warning_where_nothing_fails():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train_many(Curve(), CONSTANT, seeds=[0, 1], steps=2, network=curve_network)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.0, None])
+def test_numbers_of_steps_are_checked(wrong):
+    for settings in ({"steps": wrong}, {"steps": 1, "record_every": wrong}):
+        with pytest.raises(ValueError, match=rf"steps is .*{wrong}.*: use a whole number, 1 or mo"):
+            train(Curve(), curve_network(), CONSTANT, generator=seeded(), **settings)
+
+
+def test_failures_count_from_where_a_training_began():
+    found = loop._since(5, torch.tensor([-1, 3, 5, 9]))
+    assert found.tolist() == [-1, 0, 0, 4]

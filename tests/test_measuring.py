@@ -26,9 +26,10 @@ from torch.overrides import TorchFunctionMode
 
 from pinnlib.distributed import alone
 from pinnlib.gradients import gradient_matrix, l2_norm, mean_abs
-from pinnlib.measuring import Measurement, combine
+from pinnlib.measuring import Measured, Measurement, combine
 from pinnlib.networks import MLP, Stacked
 from pinnlib.recording import Recorded
+from pinnlib.residuals import NotFiniteError
 from pinnlib.step import Step, balanced_backward, eager
 from pinnlib.weighting import (
     Balancer,
@@ -515,3 +516,71 @@ def test_float32_where_there_is_no_double_precision(monkeypatch):
         assert weights.dtype == dtype
         found.append([losses.double(), weights.double(), *gradients(model)])
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
+# A share of many
+
+
+def shares_of(terms):
+    """A measurement by one of two processes; the other one has three points of the same kind."""
+    params, sent = [theta(2.0)], []
+
+    def reduce(x):
+        sent.append(x)
+        return x + OTHERS[len(sent) - 1]
+
+    return Measurement(terms(params[0]), params, 1, (), reduce)
+
+
+OTHERS = [
+    torch.tensor([3.0, 1.0], dtype=torch.float64),  # points of each residual, 1 for a loss
+    torch.tensor([0.5, 0.25], dtype=torch.float64),
+    torch.tensor([[1.0], [4.0]], dtype=torch.float64),
+]
+
+
+def test_a_share_counts_by_its_points_and_a_loss_as_one():
+    x = torch.tensor([[1.0]], dtype=torch.float64)
+    found = shares_of(lambda a: {"data": [a * x], "pde": a**2})
+    # One of four points, and one of two losses.
+    assert found.losses.tolist() == [0.25 * 4 + 0.5, 0.5 * 4 + 0.25]
+    G, _ = found.rows()
+    assert G.tolist() == [[0.25 * 4 + 1], [0.5 * 4 + 4]]
+
+
+def test_a_share_without_points_adds_nothing():
+    x = torch.ones(0, 1, dtype=torch.float64)
+    found = shares_of(lambda a: {"data": [a * x], "pde": a**2})
+    assert found.losses.tolist() == [0.5, 2.25]
+    assert found.rows()[0].tolist() == [[1.0], [6.0]]
+
+
+def test_a_share_is_checked_before_anything_travels():
+    with pytest.raises(ValueError, match=r"residual 'data\[0\]' has shape \(1,\)"):
+        shares_of(lambda a: {"data": [a], "pde": a**2})
+
+
+# What is not finite
+
+
+def explained(**spoiled):
+    good = {"losses": torch.ones(2), "weights": torch.ones(2), "G": torch.ones(2, 3)}
+    good |= {"direction": torch.ones(3)} | spoiled
+    found = Measured(state={}, ok=torch.tensor(False), is_used=[True], **good)
+    with pytest.raises(NotFiniteError) as caught:
+        found.explain(GradientBalancer.simplified())
+    return str(caught.value)
+
+
+def test_the_first_thing_that_is_not_finite_is_named():
+    nan = torch.tensor([1.0, math.nan])
+    rows = torch.tensor([[1.0, 1, 1], [1, math.inf, 1]])
+    assert explained(losses=nan, weights=nan, G=rows).startswith("loss 'pde' is nan")
+    assert explained(weights=nan, G=rows).startswith("gradient of loss 'pde' at step 0 has 1 of 3")
+    assert explained(weights=nan).startswith("weight of 'pde' at step 0 would be nan")
+    assert explained(weights=nan, G=None).startswith("weight of 'pde' at step 0 would be nan")
+    message = explained(direction=torch.tensor([1.0, math.inf, 0.0]))
+    assert message.startswith(
+        "the balanced gradient at step 0 is not finite in torch.float32, with"
+    )
+    assert "{'data': 1.0, 'pde': 1.0}" in message

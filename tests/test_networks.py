@@ -156,6 +156,7 @@ def test_device_is_that_of_the_generator(generator, build):
         ([(1, 1 + 1e-9)], r"as torch.float32 \(1.0, 1.0\)"),
         ([(0, 1e39)], r"as torch.float32 \(0.0, inf\)"),
         ([(-3e38, 3e38)], "finite low < high is needed"),
+        ([(-1e38, 1e38)], "finite low < high is needed"),  # twice the width is too large
         ([(0, 1, 2)], r"pass one \(low, high\) pair of numbers"),
         ((0, 1), r"domain is \(0, 1\): pass one \(low, high\) pair of numbers"),
         ([("a", "b")], "pair of numbers"),
@@ -165,6 +166,12 @@ def test_device_is_that_of_the_generator(generator, build):
 def test_a_domain_is_refused(generator, build, domain, message):
     with pytest.raises(ValueError, match=message):
         build(generator, domain)
+
+
+@OF_EACH
+def test_a_domain_may_be_nearly_as_wide_as_numbers_go(generator, build):
+    build(generator, [(0, 1.6e38)])
+    build(generator, [(0, 1e-37)])
 
 
 def test_a_domain_that_float32_cannot_tell_apart_is_fine_in_float64(generator):

@@ -7,6 +7,7 @@ from torch import nn
 from pinnlib.parameters import (
     accumulate,
     check_optimizer,
+    check_width,
     gradients_of,
     layers,
     trainable,
@@ -218,3 +219,12 @@ def test_check_optimizer_wants_all_parameters_and_no_closure():
         check_optimizer(lacking, everything)
     with pytest.raises(TypeError, match="LBFGS evaluates the losses several times a step"):
         check_optimizer(torch.optim.LBFGS(everything), everything)
+
+
+def test_a_matrix_of_other_parameters_is_refused():
+    check_width(torch.ones(2, 3), 3)
+    for shape in ((2, 3), (3, 2), (2, 1, 4)):
+        with pytest.raises(ValueError, match=rf"G has {shape[-1]} columns, but .* 5 entries"):
+            check_width(torch.ones(shape), 5)
+    with pytest.raises(ValueError, match="G has 3 columns, but the parameters have 2 entries"):
+        check_width(torch.ones(2, 3), 2)

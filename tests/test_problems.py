@@ -633,3 +633,10 @@ def test_a_problem_may_have_two_outputs():
     losses = problem.losses(lambda x: torch.cat([2 * x[:, :1], x[:, 1:]], dim=1), batch)
     difference = 2 * batch["pde"][:, 0] - batch["pde"][:, 1]
     torch.testing.assert_close(losses["pde"], 9 + difference.square().mean())
+
+
+def test_table_forgives_rounding_and_no_more():
+    """A thousandth of a cell."""
+    table = Table([(0, 3)], torch.tensor([1.0, 1.0, 1.0, 1.0], dtype=torch.float64))
+    x = torch.tensor([-0.0015, -0.0005, 3.0005, 3.0015], dtype=torch.float64)[:, None]
+    assert table(x).isnan().flatten().tolist() == [True, False, False, True]

@@ -870,3 +870,70 @@ def test_probes_need_residuals():
     residuals = {"data": [w[:, None]], "pde": [w[:, None] * 3]}
     balanced_backward(residuals, [w], balancer)
     assert balancer.state["key"] == 1
+
+
+# One of many processes
+
+
+def test_processes_are_compared_at_the_first_step_only():
+    model, numbers = network(), []
+    step = Step(
+        three_terms(model),
+        model,
+        GradientBalancer.simplified(TERMS),
+        reduce=lambda x: numbers.append(x.dtype) or 2 * x,  # another one that is alike
+    )
+    for _ in range(2):
+        step({"x": points()})
+        numbers.append(None)
+    end = numbers.index(None)
+    assert numbers[:end].count(torch.int64) == 2
+    assert numbers[end:].count(torch.int64) == 0
+
+
+@pytest.mark.parametrize(
+    ("which", "name"),
+    [
+        (0, "their terms"),
+        (1, "their balancers"),
+        (2, "their parameters"),
+    ],
+)
+def test_processes_that_differ_are_refused(refused, which, name):
+    model, balancer = network(), GradientBalancer.simplified(TERMS)
+
+    def reduce(x):
+        other = x.clone()
+        if x.dtype == torch.int64:
+            other[1 + which] += 1
+        return x + other
+
+    step = Step(three_terms(model), model, balancer, reduce=reduce)
+    with refused(model, balancer, match=f"the 2 processes differ in {name}, so they would"):
+        step({"x": points()})
+
+
+def test_processes_whose_terms_use_other_parameters_are_refused(refused):
+    model, balancer, asked = network(), GradientBalancer.simplified(TERMS), []
+
+    def reduce(x):
+        if x.dtype != torch.int64:
+            return 2 * x
+        asked.append(x)
+        twice = 2 * x
+        twice[1] += len(asked) == 2  # at the second comparison
+        return twice
+
+    step = Step(three_terms(model), model, balancer, reduce=reduce)
+    with refused(model, balancer, match="differ in the parameters that a term uses"):
+        step({"x": points()})
+
+
+def test_rows_are_the_gradient_matrix():
+    model, batch = network(), {"x": points()}
+    step = Step(three_terms(model), model, GradientBalancer.simplified(TERMS, every=3))
+    expected = gradient_matrix(three_losses(model)(batch), model)
+    for _ in range(2):  # where it is due, and where it is not
+        torch.testing.assert_close(step.rows(batch), expected)
+        step(batch)
+    assert step.balancer.step == 2

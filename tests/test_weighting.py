@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from pinnlib import GradientBalancer, Step, balanced_backward
 from pinnlib.derivatives import nested
 from pinnlib.gradients import l2_norm, max_abs, mean_abs
+from pinnlib.networks import Stacked
 from pinnlib.residuals import losses_of
-from pinnlib.stacked import Stacked
 from pinnlib.weighting import (
     Balancer,
     Constant,

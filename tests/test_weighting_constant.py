@@ -103,3 +103,18 @@ def test_numbers_stay_on_the_cpu_whatever_the_default_device():
     with torch.device("meta"):  # where no tensor has a value
         found = constant({"data": 2.0, "pde": 3.0}, G)
     assert found.tolist() == [2.0, 3.0]
+
+
+def test_weights_are_cut_from_the_graph_they_came_with():
+    pde = torch.tensor([2.0], requires_grad=True)
+    rule = Constant({"data": torch.tensor(1.0, requires_grad=True), "pde": 3 * pde})
+    weights, _ = rule(Seen(["data", "pde"], torch.ones(1, 2)), {})
+    assert not weights.requires_grad
+    assert weights.tolist() == [[1.0, 6.0]]
+
+
+def test_what_a_rule_holds_is_its_own():
+    pde = torch.tensor([2.0], dtype=torch.float64)  # taken over without a conversion
+    rule = Constant({"data": 1.0, "pde": pde})
+    pde.zero_()
+    assert rule(Seen(["data", "pde"], torch.ones(1, 2)), {})[0].tolist() == [[1.0, 2.0]]

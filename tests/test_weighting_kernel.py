@@ -1,3 +1,5 @@
+from itertools import product
+
 import pytest
 import torch
 from helpers import network, points
@@ -6,9 +8,9 @@ from hypothesis import strategies as st
 
 from pinnlib import Step
 from pinnlib.measuring import Measurement
-from pinnlib.stacked import Stacked
+from pinnlib.networks import Stacked
 from pinnlib.weighting import Balancer, Follow, KernelTrace, Seen, mean_of_terms
-from pinnlib.weighting.kernel import signs
+from pinnlib.weighting.kernel import factors, signs
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
 
@@ -208,3 +210,17 @@ def test_a_reference_function_gives_one_size():
     seen = Seen(["data", "pde"], torch.ones(2), probes=lambda key: torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"the reference maps \(2,\) to float: .* together, \(\)"):
         KernelTrace(lambda traces: 1.0)(seen, {"key": torch.tensor(0)})
+
+
+def test_rows_have_factors_of_their_own():
+    key = torch.tensor(5)
+    found = [factors(key + a, k, j, 64) for a, k, j in product((0, 1), (0, 1), (0, 1))]
+    for i, row in enumerate(found):
+        torch.testing.assert_close(row.abs(), torch.full((64,), 1 / 8))
+        for other in found[:i]:
+            assert (row != other).any()
+    assert torch.equal(factors(key, 2, 3, 9) > 0, signs(key * 1009 + 65, 9) > 0)
+
+
+def test_the_seed_is_0_unless_it_is_given():
+    assert KernelTrace() == KernelTrace(seed=0)

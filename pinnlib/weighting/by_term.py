@@ -23,7 +23,7 @@ class ByTerm(Mapping[str, Any]):
     """
 
     def __init__(self, terms: Sequence[str], weights: Tensor, check: Callable[[], None]) -> None:
-        self._terms, self._weights, self._check = tuple(terms), weights.clone(), check
+        self._terms, self._weights, self._check = terms, weights.clone(), check
 
     @cached_property
     def _values(self) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class KernelTrace(Rule):
 
     def start(self, terms: Sequence[str], weights: Tensor) -> State:
         check_reference(self.reference, terms)
-        return {"key": torch.full((), self.seed, dtype=torch.int64, device=weights.device)}
+        return {"key": torch.full((), self.seed, device=weights.device)}
 
     def __call__(self, seen: Seen, state: State) -> tuple[Tensor, State]:
         rows = seen.probe(state["key"])
@@ -88,4 +88,4 @@ def signs(key: Tensor, n: int) -> Tensor:
     z = z * -0x61C8864680B583EB
     z = fold(z, 30) * -0x40A7B892E31B1A47
     z = fold(z, 27) * -0x6B2FB644ECCEEE15
-    return torch.where(fold(z, 31) < 0, -1, 1)
+    return torch.where(z < 0, -1, 1)  # the last fold leaves the highest bit as it is

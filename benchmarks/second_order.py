@@ -1,0 +1,191 @@
+"""Weights under a second-order optimizer: ``python -m benchmarks.second_order [NAME …]``.
+
+NAME is ``gauss_newton`` or ``broyden``, both by default. Each run is 500 steps of Adam and then
+stretches of the optimizer, each on new points; the error after each is recorded. It can be
+interrupted: what stands in ``second_order_NAME.json`` is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks import machine, report
+from benchmarks.poisson import Poisson
+from pinnlib.derivatives import taylor
+from pinnlib.evaluation import ErrorOnGrid
+from pinnlib.gradients import gradient_rows, l2_norm
+from pinnlib.networks import MLP
+from pinnlib.optimizers import GaussNewton, SSBroyden
+from pinnlib.problems import Helmholtz, KleinGordon, Problem
+from pinnlib.recording import Recorded
+from pinnlib.weighting import Balancer, Follow, Ratio, logarithmic_average
+
+SEEDS = range(8)
+CONSTANTS = [1.0, 10.0, 100.0, 1000.0]
+COLLAPSED = 1e5
+"""The weight that the simplified rule freezes on Helmholtz: one of the PDE term of 1e-5."""
+RULES = ["held", "renewed"]
+SETTINGS = [*map(str, [*CONSTANTS, COLLAPSED]), *RULES]
+"""A constant weight of the data term, or what becomes of the rule's weights after Adam."""
+TERMS = ("data", "pde")
+ADAM_STEPS, RATE = 500, 5e-3
+POINTS, ON_EACH_SET = 1000, 250
+Batch = dict[str, Tensor]
+
+
+class Case:
+    """A problem with a network for it, chosen on other seeds, and how many stretches it is given.
+
+    Args:
+        problem: its class.
+        width: neurons a layer.
+        depth: hidden layers.
+        gain: factor of the first layer's initial weights.
+        stretches: by optimizer.
+    """
+
+    def __init__(
+        self, problem: type[Problem], width: int, depth: int, gain: float, stretches: dict[str, int]
+    ) -> None:
+        self.problem = problem(derivatives=taylor)
+        self.width, self.depth, self.gain, self.stretches = width, depth, gain, stretches
+
+    def network(self, generator: torch.Generator) -> MLP:
+        model = MLP(self.problem.domain, self.width, self.depth, generator=generator).double()
+        with torch.no_grad():
+            next(model.parameters()).mul_(self.gain)
+        return model
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        names = self.problem.sample(8, torch.Generator()).keys()
+        size = {name: POINTS if name == "pde" else ON_EACH_SET for name in names}
+        return {k: x.double() for k, x in self.problem.sample(size, generator).items()}
+
+
+CASES = {
+    "Klein–Gordon": Case(KleinGordon, 24, 2, 1.0, {"gauss_newton": 7, "broyden": 15}),
+    "Helmholtz": Case(Helmholtz, 80, 1, 1.0, {"gauss_newton": 18, "broyden": 15}),
+    "Poisson": Case(Poisson, 120, 1, 5.0, {"gauss_newton": 14, "broyden": 15}),
+}
+
+
+def balancer_of(setting: str) -> Balancer:
+    """A constant weight of the data term, or the rule whose bounds keep weights from collapsing."""
+    if setting not in RULES:
+        return Balancer(TERMS, {"data": float(setting), "pde": 1.0})
+    follow = Follow(
+        Ratio(l2_norm, "data"),
+        alpha=0.1,
+        average=logarithmic_average,
+        warm_start=True,
+        bounds=(0.1, 10.0),
+    )
+    return Balancer(TERMS, follow, every=10)
+
+
+class Runner:
+    """One network, whose compiled loss serves every seed and setting of a case."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.model = case.network(torch.Generator().manual_seed(0))
+        self.params = list(self.model.parameters())
+        self.error = ErrorOnGrid(case.problem, dtype=torch.float64)
+        self.total, self.rows = Recorded(self._total), Recorded(self._rows)
+
+    def _total(self, batch: Batch, weights: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        losses = self.case.problem.losses(self.model, batch)
+        loss = (torch.stack(list(losses.values())) * weights).sum()
+        return loss, torch.autograd.grad(loss, self.params)
+
+    def _rows(self, batch: Batch) -> Tensor:
+        losses = self.case.problem.losses(self.model, batch).values()
+        G, _ = gradient_rows([([loss], None) for loss in losses], self.params)
+        return G
+
+    def backward(self, batch: Batch, weights: Tensor) -> Tensor:
+        """Write the gradients of the weighted loss, and return it."""
+        loss, gradients = self.total(batch, weights)
+        for p, g in zip(self.params, gradients, strict=True):
+            p.grad = g
+        return loss
+
+    def run(self, name: str, setting: str, seed: int) -> list[dict[str, float]]:
+        """One training: an entry after Adam, and one after each stretch."""
+        generator = torch.Generator().manual_seed(seed)
+        self.model.load_state_dict(self.case.network(generator).state_dict())
+        balancer = balancer_of(setting)
+        adam = torch.optim.Adam(self.params, lr=RATE)
+        start = time.perf_counter()
+        for _ in range(ADAM_STEPS):
+            batch = self.case.draw(generator)
+            self.backward(batch, balancer.update(self.rows(batch)))
+            adam.step()
+        entries = [self.entry(balancer, start)]
+        if setting == "renewed":
+            saved, balancer = balancer.state_dict(), Balancer(TERMS, balancer.rule)
+            balancer.load_state_dict(saved)
+        else:
+            balancer = Balancer(TERMS, dict(balancer.by_term()))
+        stretch = STRETCHES[name](self, balancer)
+        for _ in range(self.case.stretches[name]):
+            stretch(self.case.draw(generator))
+            entries.append(self.entry(balancer, start))
+        return entries
+
+    def entry(self, balancer: Balancer, start: float) -> dict[str, float]:
+        data, pde = balancer.weights.tolist()
+        numbers = {"error": self.error(self.model).item(), "weight": data / pde}
+        numbers["seconds"] = time.perf_counter() - start
+        return {name: float(f"{x:.3g}") for name, x in numbers.items()}
+
+
+def gauss_newton(runner: Runner, balancer: Balancer) -> Callable[[Batch], object]:
+    """A stretch of 20 steps, for which the optimizer asks the balancer itself."""
+    optimizer = GaussNewton(runner.params, balancer, max_iter=20)
+    problem, model = runner.case.problem, runner.model
+    return lambda batch: optimizer.step(lambda: problem.term_residuals(model, batch))
+
+
+def broyden(runner: Runner, balancer: Balancer) -> Callable[[Batch], object]:
+    """A stretch of 200 steps, with the balancer asked at its start."""
+    optimizer = SSBroyden(runner.params, max_iter=200)
+
+    def stretch(batch: Batch) -> object:
+        weights = balancer.update(runner.rows(batch))
+        return optimizer.step(lambda: runner.backward(batch, weights))
+
+    return stretch
+
+
+STRETCHES = {"gauss_newton": gauss_newton, "broyden": broyden}
+
+
+def main(names: list[str]) -> None:
+    for name in names or STRETCHES:
+        path = Path(__file__).with_name(f"second_order_{name}.json")
+        found = json.loads(path.read_text()) if path.exists() else {"runs": {}}
+        for case in CASES:
+            runner = None
+            for seed in SEEDS:
+                for setting in SETTINGS:
+                    key = f"{case}, {setting}, seed {seed}"
+                    if key in found["runs"]:
+                        continue
+                    runner = runner or Runner(CASES[case])
+                    found["runs"][key] = runner.run(name, setting, seed)
+                    print(name, key, found["runs"][key][-1], flush=True)
+                    found |= {"machine": machine.in_words(), "versions": machine.versions()}
+                    path.write_text(report.compact(found))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(sys.argv[1:])

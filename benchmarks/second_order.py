@@ -2,17 +2,22 @@
 
 NAME is ``gauss_newton`` or ``broyden``, both by default. Each run is 500 steps of Adam and then
 stretches of the optimizer, each on new points; the error after each is recorded. It can be
-interrupted: what stands in ``second_order_NAME.json`` is not run again.
+interrupted: what stands in ``pinnlib/results/NAME.json`` is not run again. Last, a stretch is
+timed.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,12 +32,14 @@ from pinnlib.problems import Helmholtz, KleinGordon, Problem
 from pinnlib.recording import Recorded
 from pinnlib.weighting import Balancer, Follow, Ratio, logarithmic_average
 
+RESULTS = Path(__file__).parent.parent / "pinnlib" / "results"
+"""In the package, so that a copy of the chapter has them."""
 SEEDS = range(8)
 CONSTANTS = [1.0, 10.0, 100.0, 1000.0]
 COLLAPSED = 1e5
 """The weight that the simplified rule freezes on Helmholtz: one of the PDE term of 1e-5."""
 RULES = ["held", "renewed"]
-SETTINGS = [*map(str, [*CONSTANTS, COLLAPSED]), *RULES]
+SETTINGS = [*(f"{value:g}" for value in [*CONSTANTS, COLLAPSED]), *RULES]
 """A constant weight of the data term, or what becomes of the rule's weights after Adam."""
 TERMS = ("data", "pde")
 ADAM_STEPS, RATE = 500, 5e-3
@@ -117,18 +124,19 @@ class Runner:
             p.grad = g
         return loss
 
-    def run(self, name: str, setting: str, seed: int) -> list[dict[str, float]]:
-        """One training: an entry after Adam, and one after each stretch."""
+    def run(self, name: str, setting: str, seed: int) -> tuple[list[float], float, list[float]]:
+        """One training: the error after Adam and after each stretch, the weight, the seconds."""
         generator = torch.Generator().manual_seed(seed)
         self.model.load_state_dict(self.case.network(generator).state_dict())
         balancer = balancer_of(setting)
         adam = torch.optim.Adam(self.params, lr=RATE)
-        start = time.perf_counter()
+        times = [time.perf_counter()]
         for _ in range(ADAM_STEPS):
             batch = self.case.draw(generator)
             self.backward(batch, balancer.update(self.rows(batch)))
             adam.step()
-        entries = [self.entry(balancer, start)]
+        times.append(time.perf_counter())
+        errors = [self.error(self.model).item()]
         if setting == "renewed":
             saved, balancer = balancer.state_dict(), Balancer(TERMS, balancer.rule)
             balancer.load_state_dict(saved)
@@ -137,14 +145,10 @@ class Runner:
         stretch = STRETCHES[name](self, balancer)
         for _ in range(self.case.stretches[name]):
             stretch(self.case.draw(generator))
-            entries.append(self.entry(balancer, start))
-        return entries
-
-    def entry(self, balancer: Balancer, start: float) -> dict[str, float]:
+            times.append(time.perf_counter())
+            errors.append(self.error(self.model).item())
         data, pde = balancer.weights.tolist()
-        numbers = {"error": self.error(self.model).item(), "weight": data / pde}
-        numbers["seconds"] = time.perf_counter() - start
-        return {name: float(f"{x:.3g}") for name, x in numbers.items()}
+        return errors, data / pde, np.diff(times).tolist()
 
 
 def gauss_newton(runner: Runner, balancer: Balancer) -> Callable[[Batch], object]:
@@ -168,22 +172,53 @@ def broyden(runner: Runner, balancer: Balancer) -> Callable[[Batch], object]:
 STRETCHES = {"gauss_newton": gauss_newton, "broyden": broyden}
 
 
+def rounded(x: float) -> float:
+    return float(f"{x:.3g}")
+
+
+def study(name: str, found: dict[str, Any], save: Callable[[], None]) -> None:
+    """Run what is missing."""
+    for title, case in CASES.items():
+        runner = None
+        for seed, setting in product(map(str, SEEDS), SETTINGS):
+            errors, weights = (
+                found[key].setdefault(title, {}).setdefault(setting, {})
+                for key in ("errors", "weights")
+            )
+            if seed in errors:
+                continue
+            runner = runner or Runner(case)
+            end, weight, _ = runner.run(name, setting, int(seed))
+            errors[seed], weights[seed] = [rounded(x) for x in end], rounded(weight)
+            print(f"{name}, {title}, {setting}, seed {seed}: {errors[seed][-1]:.1e}", flush=True)
+            save()
+
+
+def timing(name: str, found: dict[str, Any], save: Callable[[], None]) -> None:
+    """Seconds of the 500 steps of Adam, and of a stretch, with everything compiled."""
+    for title, case in CASES.items():
+        runner = Runner(case)
+        runner.run(name, "held", SEEDS[0])
+        _, _, (adam, *stretches) = runner.run(name, "held", SEEDS[0])
+        seconds = {"adam": rounded(adam), "stretch": rounded(float(np.median(stretches)))}
+        found["seconds"][title] = seconds
+        print(f"{name}, {title}: {seconds}", flush=True)
+        save()
+
+
 def main(names: list[str]) -> None:
     for name in names or STRETCHES:
-        path = Path(__file__).with_name(f"second_order_{name}.json")
-        found = json.loads(path.read_text()) if path.exists() else {"runs": {}}
-        for case in CASES:
-            runner = None
-            for seed in SEEDS:
-                for setting in SETTINGS:
-                    key = f"{case}, {setting}, seed {seed}"
-                    if key in found["runs"]:
-                        continue
-                    runner = runner or Runner(CASES[case])
-                    found["runs"][key] = runner.run(name, setting, seed)
-                    print(name, key, found["runs"][key][-1], flush=True)
-                    found |= {"machine": machine.in_words(), "versions": machine.versions()}
-                    path.write_text(report.compact(found))
+        path = RESULTS / f"{name}.json"
+        found = json.loads(path.read_text()) if path.exists() else {}
+        found = {"errors": {}, "weights": {}, "seconds": {}} | found
+
+        def save(path: Path = path, found: dict[str, Any] = found) -> None:
+            found["date"] = datetime.date.today().isoformat()
+            found["machine"], found["torch"] = machine.in_words(), torch.__version__
+            path.write_text(report.compact(found))
+
+        study(name, found, save)
+        timing(name, found, save)
 
 
 if __name__ == "__main__":

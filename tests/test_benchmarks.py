@@ -4,12 +4,14 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import gpu, report
+from benchmarks import gpu, report, second_order
 from benchmarks.contestants import ENTRIES
+from pinnlib.problems import KleinGordon
 from pinnlib.step import eager
 
 FOLDER = Path(report.__file__).parent
@@ -92,3 +94,43 @@ def test_benchmark_of_a_gpu_runs_on_any_device(monkeypatch: pytest.MonkeyPatch) 
     assert [(row["networks"], row["points"]) for row in rows] == [(1, 8), (1, 16), (4, 8)]
     assert all(row[f"{kind}, eager"] > 0 for row in rows for kind in ("plain", "balanced", "ratio"))
     assert gpu.times(cpu, (8,), (1,), until=0.0) == []
+
+
+@pytest.mark.parametrize("name", second_order.STRETCHES)
+def test_study_of_second_order_optimizers_is_complete(name: str) -> None:
+    text = (second_order.RESULTS / f"{name}.json").read_text()
+    found = json.loads(text)
+    assert text == report.compact(found)
+    assert set(found["seconds"]) == set(second_order.CASES)
+    for title, case in second_order.CASES.items():
+        for setting in second_order.SETTINGS:
+            runs = found["errors"][title][setting]
+            assert list(map(int, runs)) == list(second_order.SEEDS)
+            assert {len(errors) for errors in runs.values()} == {case.stretches[name] + 1}
+            weights = found["weights"][title][setting].values()
+            assert setting in second_order.RULES or set(weights) == {float(setting)}
+
+
+@pytest.mark.parametrize("name", second_order.STRETCHES)
+def test_study_of_second_order_optimizers_goes_on(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(second_order, "Recorded", eager)
+    for number, value in {"POINTS": 40, "ON_EACH_SET": 10, "ADAM_STEPS": 12}.items():
+        monkeypatch.setattr(second_order, number, value)
+    case = second_order.Case(KleinGordon, 4, 1, 1.0, {name: 1})
+    monkeypatch.setattr(second_order, "CASES", {"small": case})
+    monkeypatch.setattr(second_order, "SEEDS", [3])
+    monkeypatch.setattr(second_order, "SETTINGS", ["10", "held", "renewed"])
+    found: dict[str, Any] = {"errors": {}, "weights": {}, "seconds": {}}
+    saved: list[str] = []
+    for _ in range(2):  # the second time, nothing is left to do
+        second_order.study(name, found, lambda: saved.append(report.compact(found)))
+        assert len(saved) == 3
+    runs = found["errors"]["small"]
+    assert all(len(set(run["3"])) == 2 for run in runs.values())
+    weights = {setting: found["weights"]["small"][setting]["3"] for setting in runs}
+    assert weights["10"] == 10
+    assert weights["held"] != weights["renewed"]
+    second_order.timing(name, found, lambda: None)
+    assert min(found["seconds"]["small"].values()) > 0

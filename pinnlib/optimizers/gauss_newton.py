@@ -30,16 +30,16 @@ BENT = 0.75
 
 
 class Linear:
-    r"""Residuals about a point, :math:`R + J \delta`, in units in which columns have length one.
+    r"""Residuals about a point, :math:`\mathbf r + J \delta`, each column in units of its scale.
 
     Args:
-        R: ``(m,)``.
-        J: ``(m, P)``.
-        scale: length of the columns, ``(P,)``; where it is zero, the parameter does not count.
+        r: ``(N,)``, of all sets together.
+        J: ``(N, P)``.
+        scale: ``(P,)``, such as the lengths of the columns; zero counts as one.
     """
 
-    def __init__(self, R: Tensor, J: Tensor, scale: Tensor) -> None:
-        self.R, self.scale = R, torch.where(scale > 0, scale, 1)
+    def __init__(self, r: Tensor, J: Tensor, scale: Tensor) -> None:
+        self.r, self.scale = r, torch.where(scale > 0, scale, 1)
         self.J = J / self.scale
         self._is_tall = len(J) >= len(scale)
         self._gram = self.J.T @ self.J if self._is_tall else self.J @ self.J.T
@@ -64,18 +64,18 @@ class Linear:
 
     def decrease(self, d: Tensor, damping: float) -> float:
         """By how much a damped step lowers the sum of squares, if the residuals were linear."""
-        return float(d @ (damping * d - self.J.T @ self.R))
+        return float(d @ (damping * d - self.J.T @ self.r))
 
 
 class GaussNewton(OneGroup):
     r"""Gauss-Newton, damped (Levenberg-Marquardt), for small networks: it looks at each residual.
 
-    .. math:: \Big(J^\top J + \mu D\Big)\, \delta = -J^\top R, \qquad
-       R = \Big(\sqrt{\lambda_k / N_j}\; r_{kj}\Big)
+    .. math:: \Big(J^\top J + \mu D\Big)\, \delta = -J^\top \mathbf r, \qquad
+       \mathbf r = \Big(\sqrt{\lambda_k / N_j}\; r_{kj}\Big)
 
-    R holds all residuals j of all terms k, weighted, so that the sum of its squares is the weighted
-    loss; J is its Jacobian and D the largest diagonal of :math:`J^\top J` so far. The damping μ
-    follows the gain, the decrease beside the one that the linear model promises
+    **r** holds all residuals j of all terms k, weighted, so that the sum of its squares is the
+    weighted loss; J is its Jacobian and D the largest diagonal of :math:`J^\top J` so far. The
+    damping μ follows the gain, the decrease beside the one that the linear model promises
     (:cite:t:`madsen2004`). Each step is corrected for the curvature along it, from one more
     evaluation (geodesic acceleration, :cite:t:`transtrum2012`). With fewer residuals than
     parameters, the smaller system of :math:`J J^\top` is solved. A step that does not lower the
@@ -145,7 +145,7 @@ class GaussNewton(OneGroup):
         blocks = jacobian(closure, params, separate)
         scales = self._scales(blocks, losses)
         now = self._linear(blocks, scales)
-        first = now.R @ now.R
+        first = now.r @ now.r
         memory["stalled"] = False
         try:
             for i in range(self.param_groups[0]["max_iter"]):
@@ -203,10 +203,10 @@ class GaussNewton(OneGroup):
             for term, group in scales.items()
             for factor, (r, J) in zip(group, blocks[term], strict=True)
         ]
-        R, J = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        r, J = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         scale, memory = torch.linalg.vector_norm(J, dim=0), self._memory
         memory["scale"] = torch.maximum(memory.get("scale", scale), scale)
-        return Linear(R, J, memory["scale"])
+        return Linear(r, J, memory["scale"])
 
     def _move(
         self, closure: Residuals, x: Tensor, now: Linear, scales: dict[str, list[float]]
@@ -214,7 +214,7 @@ class GaussNewton(OneGroup):
         """A step that lowers the loss; ``None`` if there is none."""
         memory = self._memory
         damping, growth = memory.get("damping", FIRST), memory.get("growth", 2.0)
-        total = float(now.R @ now.R)
+        total = float(now.r @ now.r)
 
         def at(d: Tensor) -> Tensor:
             self._place(x + d)
@@ -228,14 +228,14 @@ class GaussNewton(OneGroup):
 
         for _ in range(TRIALS):
             if (solve := now.solver(damping)) is not None:
-                d = -solve(now.R)
+                d = -solve(now.r)
                 step = d / now.scale
-                curvature = 2 / REACH * ((at(REACH * step) - now.R) / REACH - now.J @ d)
+                curvature = 2 / REACH * ((at(REACH * step) - now.r) / REACH - now.J @ d)
                 bend = -solve(curvature)
                 if bend.norm() <= BENT / 2 * d.norm():
                     step = step + bend / 2 / now.scale
-                R = at(step)
-                lower = total - float(R @ R)
+                r = at(step)
+                lower = total - float(r @ r)
                 if lower > 0:
                     gain = lower / now.decrease(d, damping)
                     damping *= max(1 / 3, 1 - (2 * gain - 1) ** 3)

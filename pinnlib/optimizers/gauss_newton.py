@@ -70,8 +70,8 @@ class Linear:
 class GaussNewton(OneGroup):
     r"""Gauss-Newton, damped (Levenberg-Marquardt), for small networks: it looks at each residual.
 
-    .. math:: \Big(J^\top J + \mu D\Big)\, \delta = -J^\top \mathbf r, \qquad
-       \mathbf r = \Big(\sqrt{\lambda_k / N_j}\; r_{kj}\Big)
+    .. math:: &\Big(J^\top J + \mu D\Big)\, \delta = -J^\top \mathbf r, \\
+       &\mathbf r = \Big(\sqrt{\lambda_k / N_j}\; r_{kj}\Big)
 
     **r** holds all residuals j of all terms k, weighted, so that the sum of its squares is the
     weighted loss; J is its Jacobian and D the largest diagonal of :math:`J^\top J` so far. The

@@ -63,6 +63,7 @@ class Case:
     ) -> None:
         self.problem = problem(derivatives=taylor)
         self.width, self.depth, self.gain, self.stretches = width, depth, gain, stretches
+        self.sets = list(self.problem.sample(8, torch.Generator()))
 
     def network(self, generator: torch.Generator) -> MLP:
         model = MLP(self.problem.domain, self.width, self.depth, generator=generator).double()
@@ -71,8 +72,7 @@ class Case:
         return model
 
     def draw(self, generator: torch.Generator) -> Batch:
-        names = self.problem.sample(8, torch.Generator()).keys()
-        size = {name: POINTS if name == "pde" else ON_EACH_SET for name in names}
+        size = {name: POINTS if name == "pde" else ON_EACH_SET for name in self.sets}
         return {k: x.double() for k, x in self.problem.sample(size, generator).items()}
 
 

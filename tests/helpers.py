@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -230,3 +233,43 @@ class Curve(Problem):
 
 def curve_network(generator: torch.Generator | None = None) -> MLP:
     return MLP(Curve.domain, width=4, depth=1, generator=generator or seeded())
+
+
+# Optimizers with a closure
+
+
+Run = tuple[torch.optim.Optimizer, Tensor, Callable[[], Any]]
+"""An optimizer, its only parameter and its closure."""
+
+
+def assert_resumes(make: Callable[[list[float]], Run]) -> torch.optim.Optimizer:
+    """A run that was saved goes on bit for bit; give the one that was not interrupted."""
+    optimizer, x, closure = make([-1.2, 1.0, 0.3])
+    optimizer.step(closure)
+    saved = io.BytesIO()
+    torch.save(optimizer.state_dict(), saved)
+    saved.seek(0)
+    resumed, z, other = make(x.tolist())
+    resumed.load_state_dict(torch.load(saved, weights_only=True))
+    for _ in range(2):
+        optimizer.step(closure)
+        resumed.step(other)
+        assert torch.equal(x, z)
+    return optimizer
+
+
+def assert_keeps_the_last_step(run: Run, calls: int) -> list[Tensor]:
+    """An error of the closure leaves the last accepted step; give all that the closure saw."""
+    optimizer, x, closure = run
+    seen = []
+
+    def failing() -> Any:
+        seen.append(x.detach().clone())
+        if len(seen) == calls:
+            raise KeyError("a bug")
+        return closure()
+
+    with pytest.raises(KeyError):
+        optimizer.step(failing)
+    assert not torch.equal(x, seen[-1])
+    return seen

@@ -1,13 +1,23 @@
 """Gauss-Newton: the linear model, its gain, the balancer within, minimisers, failures, resuming."""
 
-import io
 import math
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from helpers import EXPONENTS, Branched, Curve, curve_network, network, points, seeded, theta
+from helpers import (
+    EXPONENTS,
+    Branched,
+    Curve,
+    assert_keeps_the_last_step,
+    assert_resumes,
+    curve_network,
+    network,
+    points,
+    seeded,
+    theta,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import least_squares
@@ -182,17 +192,7 @@ def test_each_step_lowers_the_loss_and_max_iter_counts_them():
 
 
 def test_a_run_resumes_bit_for_bit():
-    optimizer, x, closure = run(rosenbrock, [-1.2, 1.0, 0.3], max_iter=3)
-    optimizer.step(closure)
-    saved = io.BytesIO()
-    torch.save(optimizer.state_dict(), saved)
-    saved.seek(0)
-    resumed, z, other = run(rosenbrock, x.tolist(), max_iter=3)
-    resumed.load_state_dict(torch.load(saved, weights_only=True))
-    for _ in range(2):
-        optimizer.step(closure)
-        resumed.step(other)
-        assert torch.equal(x, z)
+    assert_resumes(lambda start: run(rosenbrock, start, max_iter=3))
 
 
 # Terms
@@ -312,17 +312,7 @@ def test_a_gradient_that_is_not_finite_is_told():
 
 def test_an_error_of_the_closure_leaves_the_last_accepted_step():
     optimizer, x, closure = run(rosenbrock, [-1.2, 1.0])
-    seen = []
-
-    def failing():
-        seen.append(x.detach().clone())
-        if len(seen) == 12:
-            raise KeyError("a bug")
-        return closure()
-
-    with pytest.raises(KeyError):
-        optimizer.step(failing)
-    assert not torch.equal(x, seen[-1])
+    seen = assert_keeps_the_last_step((optimizer, x, closure), calls=12)
     assert any(torch.equal(x, z) for z in seen[1:-1])
     assert rosenbrock(x).norm() < rosenbrock(seen[0]).norm()
 

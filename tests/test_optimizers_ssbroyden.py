@@ -1,11 +1,18 @@
 """Self-scaled Broyden: formulas, minimisers, failures, resuming."""
 
-import io
 import math
 
 import pytest
 import torch
-from helpers import EXPONENTS, Curve, curve_network, points, seeded
+from helpers import (
+    EXPONENTS,
+    Curve,
+    assert_keeps_the_last_step,
+    assert_resumes,
+    curve_network,
+    points,
+    seeded,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import BFGS
@@ -206,17 +213,7 @@ def test_a_call_evaluates_first_and_keeps_what_it_learnt():
 
 
 def test_a_run_resumes_bit_for_bit():
-    optimizer, x, closure = run(rosenbrock, [-1.2, 1.0, 0.3], max_iter=7)
-    optimizer.step(closure)
-    saved = io.BytesIO()
-    torch.save(optimizer.state_dict(), saved)
-    saved.seek(0)
-    resumed, z, other = run(rosenbrock, x.tolist(), max_iter=7)
-    resumed.load_state_dict(torch.load(saved, weights_only=True))
-    for _ in range(2):
-        optimizer.step(closure)
-        resumed.step(other)
-        assert torch.equal(x, z)
+    optimizer = assert_resumes(lambda start: run(rosenbrock, start, max_iter=7))
     assert not optimizer.stalled
 
 
@@ -279,17 +276,7 @@ def test_a_region_that_is_not_finite_is_kept_out_of(bad):
 
 def test_an_error_of_the_closure_leaves_the_last_accepted_step():
     optimizer, x, closure = run(rosenbrock, [-1.2, 1.0])
-    seen = []
-
-    def failing():
-        seen.append(x.detach().clone())
-        if len(seen) == 20:
-            raise KeyError("a bug")
-        return closure()
-
-    with pytest.raises(KeyError):
-        optimizer.step(failing)
-    assert not torch.equal(x, seen[-1])
+    seen = assert_keeps_the_last_step((optimizer, x, closure), calls=20)
     assert any(torch.equal(x, z) for z in seen[:-1])
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pinnlib.gradients import check_finite
 from pinnlib.optimizers.jacobian import Blocks, Residuals, evaluate, jacobian, separable
 from pinnlib.optimizers.one_group import MOST, OneGroup
-from pinnlib.parameters import widths
+from pinnlib.parameters import used_columns, widths
 from pinnlib.residuals import check_finite_losses, check_terms, losses_of
 from pinnlib.step import Weights
 from pinnlib.weighting.balancer import as_balancer
@@ -143,15 +143,15 @@ class GaussNewton(OneGroup):
             )
         separate = separable(closure, terms, params)
         blocks = jacobian(closure, params, separate)
-        scales = self._scales(blocks, losses)
-        now = self._linear(blocks, scales)
+        factor = self._weigh(blocks, losses)
+        now = self._linear(blocks, factor)
         first = now.r @ now.r
         memory["stalled"] = False
         try:
             for i in range(self.param_groups[0]["max_iter"]):
                 if i:
-                    now = self._linear(jacobian(closure, params, separate), scales)
-                step = self._move(closure, x, now, scales)
+                    now = self._linear(jacobian(closure, params, separate), factor)
+                step = self._move(closure, x, now, factor)
                 if step is None:
                     memory["stalled"] = True
                     break
@@ -160,8 +160,8 @@ class GaussNewton(OneGroup):
             self._place(x)
         return first
 
-    def _scales(self, blocks: Blocks, losses: Mapping[str, Tensor]) -> dict[str, list[float]]:
-        """Ask the balancer; then the factor of each residual."""
+    def _weigh(self, blocks: Blocks, losses: Mapping[str, Tensor]) -> Tensor:
+        """Ask the balancer; then the factor of each row, ``(N,)``."""
         terms, groups = self.balancer.terms, [blocks[term] for term in self.balancer.terms]
 
         def summed(parts: Iterable[Iterable[Tensor]]) -> Tensor:
@@ -175,12 +175,10 @@ class GaussNewton(OneGroup):
 
         G = summed([2 / len(r) * (r @ J) for r, J in group] for group in groups)
         check_finite(terms, G, self.balancer.step)
-        columns = widths(self._params)
-        used = torch.stack(
-            [
-                torch.cat([part.any().expand(part.shape[1]) for part in J.split(columns, dim=1)])
-                for J in summed([J.abs().sum(dim=0, keepdim=True) for _, J in g] for g in groups)
-            ]
+        touched = summed([J.abs().sum(dim=0) for _, J in group] for group in groups)
+        parts = touched.split(widths(self._params), dim=1)
+        used = used_columns(
+            [[bool(part[k].any()) for part in parts] for k in range(len(terms))], self._params
         )
         weights = self.balancer.advance(
             (),
@@ -189,28 +187,24 @@ class GaussNewton(OneGroup):
             rows=lambda: (G, used),
             probes=probes,
         )
-        pairs = list(zip(terms, weights.tolist(), strict=True))
-        for term, weight in pairs:
+        rows = []
+        for term, weight, group in zip(terms, weights.tolist(), groups, strict=True):
             if weight < 0:
                 raise ValueError(
                     f"weight of {term!r} is {weight}: a sum of squares needs 0 or more"
                 )
-        return {term: [(weight / len(r)) ** 0.5 for r, _ in blocks[term]] for term, weight in pairs}
+            rows += [torch.full_like(r, (weight / len(r)) ** 0.5) for r, _ in group]
+        return torch.cat(rows)
 
-    def _linear(self, blocks: Blocks, scales: dict[str, list[float]]) -> Linear:
-        pairs = [
-            (factor * r, factor * J)
-            for term, group in scales.items()
-            for factor, (r, J) in zip(group, blocks[term], strict=True)
-        ]
+    def _linear(self, blocks: Blocks, factor: Tensor) -> Linear:
+        pairs = [pair for term in self.balancer.terms for pair in blocks[term]]
         r, J = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        r, J = factor * r, factor[:, None] * J
         scale, memory = torch.linalg.vector_norm(J, dim=0), self._memory
         memory["scale"] = torch.maximum(memory.get("scale", scale), scale)
         return Linear(r, J, memory["scale"])
 
-    def _move(
-        self, closure: Residuals, x: Tensor, now: Linear, scales: dict[str, list[float]]
-    ) -> Tensor | None:
+    def _move(self, closure: Residuals, x: Tensor, now: Linear, factor: Tensor) -> Tensor | None:
         """A step that lowers the loss; ``None`` if there is none."""
         memory = self._memory
         damping, growth = memory.get("damping", FIRST), memory.get("growth", 2.0)
@@ -219,12 +213,8 @@ class GaussNewton(OneGroup):
         def at(d: Tensor) -> Tensor:
             self._place(x + d)
             terms = evaluate(closure)
-            parts = [
-                factor * r.detach()[:, 0]
-                for term, group in scales.items()
-                for factor, r in zip(group, terms[term], strict=True)
-            ]
-            return torch.cat(parts)
+            rows = [r.detach()[:, 0] for term in self.balancer.terms for r in terms[term]]
+            return factor * torch.cat(rows)
 
         for _ in range(TRIALS):
             if (solve := now.solver(damping)) is not None:

@@ -28,7 +28,7 @@ from pinnlib.recording import Recorded
 from pinnlib.training import train
 from pinnlib.weighting import Follow, KernelTrace, logarithmic_average
 
-STEPS, N = 20, 12
+STEPS, N = 8, 12
 PROBLEM = KleinGordon()  # its data term has three residuals, at two sets of points
 
 # Trainings, each on several processes as on one

@@ -69,7 +69,7 @@ def test_it_equals_the_naive_algorithm(make_optimizer, make_model, alpha):
         for model, unknown in zip(models, unknowns, strict=True)
     ]
     pinn, naive = AdaptivePINN(models[0], alpha), Naive(models[1], alpha)
-    for _ in range(30):
+    for _ in range(10):
         total, lambda_pde = pinn.train_step_with_balance(
             optimizers[0], *losses_of(models[0], unknowns[0])
         )

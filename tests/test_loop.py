@@ -149,17 +149,17 @@ def test_optimizers_that_do_not_fit_are_refused(refused):
 # Observers
 
 
-@pytest.mark.parametrize("run", [eager, Recorded])
 @pytest.mark.parametrize(
-    "make",
+    ("make", "run"),
     [
-        lambda: CONSTANT,
-        lambda: GradientBalancer.simplified(every=3),
-        lambda: GradientBalancer(TERMS, Follow(KernelTrace()), every=2),
+        (lambda: CONSTANT, eager),
+        (lambda: GradientBalancer.simplified(every=3), eager),
+        (lambda: GradientBalancer(TERMS, Follow(KernelTrace()), every=2), eager),
+        (lambda: GradientBalancer(TERMS, Follow(KernelTrace()), every=2), Recorded),
     ],
-    ids=["constant", "simplified", "kernel"],
+    ids=["constant", "simplified", "kernel", "recorded"],
 )
-def test_an_observer_sees_each_step_before_the_optimizer_moves(run, make):
+def test_an_observer_sees_each_step_before_the_optimizer_moves(make, run):
     model, problem, seen = curve_network().double(), Curve(), []
     batches = []
 

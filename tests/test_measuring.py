@@ -270,13 +270,23 @@ def test_a_stack_is_its_networks(rule, every):
     assert together.balancer.failed.tolist() == [-1] * M
 
 
+def quick_terms(model):
+    """Residuals of three terms without derivatives, which take time to record."""
+
+    def terms(batch):
+        u = model(batch["x"])
+        return {"data": [u - 1], "initial": [3 * u**2], "pde": [u - batch["x"][..., :1]]}
+
+    return terms
+
+
 def spoiled(stack):
     """The terms of a stack, with the residuals of one network times its ``factors``."""
 
     def terms(batch):
         return {
-            term: [r * batch["factors"][:, k, None, None] for r in group]
-            for k, (term, group) in enumerate(three_terms(stack)(batch).items())
+            term: [r * batch["factors"][:, k, None, None]]
+            for k, (term, [r]) in enumerate(quick_terms(stack)(batch).items())
         }
 
     return terms
@@ -475,7 +485,7 @@ def test_a_step_stays_on_the_device_and_never_waits_for_it(rule, stack):
     coefficient = nn.Parameter(torch.ones(stack, dtype=torch.float64, device="meta"))
 
     def terms(batch):
-        values = three_terms(model)(batch)
+        values = (three_terms if rule == "simplified" else quick_terms)(model)(batch)
         factor = coefficient[..., None, None] if stack else coefficient
         return values | {"pde": [factor * r for r in values["pde"]]}
 

@@ -92,9 +92,9 @@ def test_train_equals_a_loop_by_hand(in_float64, make):
 
 def test_train_by_default(in_float64):
     models = curve_network(), curve_network()
-    history = train(Curve(), models[0], CONSTANT, steps=202, generator=seeded(1))
-    recorded = [100, 200, 202]
-    records = train_by_hand(models[1], CONSTANT, recorded, steps=202, generator=seeded(1))
+    history = train(Curve(), models[0], CONSTANT, steps=101, generator=seeded(1))
+    recorded = [100, 101]
+    records = train_by_hand(models[1], CONSTANT, recorded, steps=101, generator=seeded(1))
     assert_history(history, records, recorded)
     assert_same_parameters(*models, rtol=1e-7, atol=1e-10)
     assert history.errors[-1] < history.errors[0]

@@ -256,7 +256,7 @@ def test_published_rule_equals_its_own_implementation(name):
     optimizer = torch.optim.Adam(params, lr=1e-2)
     balancer = published(name, **({"every": every} if name == "jaxpi" else {}))
     weights = dict.fromkeys(TERMS, 1.0)
-    for step in range(61):
+    for step in range(2 * every + 9):
         losses = losses_of(residuals_of(model))
         if step % every == 0:
             for term, ratio in ratios(losses, model, weights).items():

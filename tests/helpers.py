@@ -30,6 +30,14 @@ def network(domain: object = ((0.0, 1.0), (0.0, 1.0)), seed: int = 0, *, outputs
     return MLP(domain, width=6, depth=2, outputs=outputs, generator=seeded(seed)).double()
 
 
+def drawn(model: Any, seed: int = 0) -> Any:
+    """The model in float64, with all parameters drawn, biases too."""
+    generator = seeded(seed)
+    for p in model.double().parameters():
+        nn.init.normal_(p, generator=generator)
+    return model
+
+
 def points(n: int = 8, d: int = 2, seed: int = 0) -> Tensor:
     """Points of the unit cube, ``(n, d)``, in float64."""
     return torch.rand(n, d, generator=seeded(seed), dtype=torch.float64)

@@ -7,7 +7,6 @@ import torch
 from helpers import drawn, seeded
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
 from pinnlib.networks import MLP, FourierFeatures, GatedMLP, OutputTransform
 

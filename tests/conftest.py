@@ -1,6 +1,7 @@
 """What the tests share: one thread, figures without a window, examples that repeat exactly."""
 
 import functools
+import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
@@ -18,6 +19,11 @@ settings.register_profile(
     "pinnlib", deadline=None, derandomize=True, database=None, max_examples=25
 )
 settings.load_profile("pinnlib")
+
+
+def pytest_collection_finish() -> None:
+    """Spare what has been imported each later search for garbage, a fifth of the time."""
+    gc.freeze()
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from helpers import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.optimize import least_squares
 
 from pinnlib.evaluation import relative_l2_error
 from pinnlib.gradients import gradient_matrix, l2_norm
@@ -117,6 +116,8 @@ def test_the_minimiser_is_found_at_any_scale(function, start, weight, size):
 
 
 def test_the_minimiser_is_that_of_scipy_where_residuals_do_not_vanish():
+    from scipy.optimize import least_squares  # which takes a second
+
     t = torch.linspace(0, 3, 20, dtype=torch.float64)
     y = (-0.7 * t).exp() + 0.1 * (9 * t).sin()
     optimizer, x, closure = run(lambda x: (x[0] * (-x[1] * t).exp() - y)[:, None], [3.0, 0.1])

@@ -80,9 +80,9 @@ class AdaptivePINN:
         params = trainable(params)
         check_differentiable({"loss": loss})
         check_finite_losses({"loss": loss})
-        G, used = gradient_rows([([loss], None)], params, retain_graph=True)
+        G, (used,) = gradient_rows([([loss], None)], params, retain_graph=True)
         check_finite(["loss"], G)
-        return mean_abs(G, used_columns(used, params)).item() if any(used[0]) else 0.0
+        return mean_abs(G, used_columns([used], params)).item() if any(used) else 0.0
 
     def train_step_with_balance(
         self, optimizer: torch.optim.Optimizer, loss_data: Tensor, loss_pde: Tensor

@@ -83,8 +83,7 @@ class Measurement:
                     "residuals (N, 1), such as a problem's term_residuals"
                 )
             seeds = [
-                factors(key, k, j, r.shape[-2])[:, None].to(r.dtype).expand_as(r)
-                for j, r in enumerate(value)
+                factors(key, k, j, r.shape[-2])[:, None].expand_as(r) for j, r in enumerate(value)
             ]
             rows.append((value, seeds))
         G, _ = gradient_rows(rows, self.params, retain_graph=True, stack=self.stack)

@@ -62,7 +62,7 @@ def _check_whole(params: Container[Tensor]) -> None:
     if fsdp is None:
         return
     state = sys.modules["torch.distributed._composable_state"]
-    for module in list(state._module_state_mapping):
+    for module in state._module_state_mapping:
         if isinstance(module, fsdp.FSDPModule) and any(p in params for p in module.parameters()):
             raise ValueError(
                 f"{type(module).__name__} is sharded (FSDP), and its gradients would come a step "

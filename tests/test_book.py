@@ -278,7 +278,8 @@ def test_public_name_is_documented(name: str) -> None:
 
 
 FLOORS = {
-    "stacked": "networks",
+    "trees": "trees",
+    "stacked": "stacked",
     "networks": "networks",
     "jets": "derivatives",
     "derivatives": "derivatives",
@@ -288,7 +289,6 @@ FLOORS = {
     "problems": "problems",
     "evaluation": "evaluation",
     "weighting": "weighting",
-    "trees": "recording",
     "watching": "recording",
     "recording": "recording",
     "distributed": "distributed",

@@ -91,6 +91,14 @@ def test_the_reference_is_computed_once():
     assert len(calls) == 1
 
 
+def test_a_single_parameter_is_trained():
+    model = torch.nn.Module()
+    model.w = torch.nn.Parameter(torch.ones(1, 1))
+    model.forward = lambda x: x @ model.w
+    train(Curve(), model, CONSTANT, steps=1, generator=seeded())
+    assert model.w.item() != 1
+
+
 def test_a_problem_without_reference_is_trained():
     class Unknown(Curve):
         reference = None

@@ -198,6 +198,13 @@ def test_combining_over_scales(exponents):
     torch.testing.assert_close(stacked[1], 2 * stacked[0])
 
 
+def test_a_weight_that_vanishes_in_the_precision_of_its_loss_is_not_silent():
+    a = theta(2.0, dtype=torch.float32)
+    found = Measurement({"x": a.sum(), "y": a.sum()}, [a], 1, (), None)
+    weights = torch.tensor([1.0, 1e-60], dtype=torch.float64)
+    assert found.direction(weights).isnan().all()
+
+
 def test_processes_that_hold_the_same_points_are_one():
     """Two of them add up to twice a share of a half each."""
     for every in (1, 2):
@@ -532,18 +539,18 @@ def test_float32_where_there_is_no_double_precision(monkeypatch):
 
 
 def shares_of(terms):
-    """A measurement by one of two processes; the other one has three points of the same kind."""
+    """A measurement by one of two processes; the other one has two points of the same kind."""
     params, sent = [theta(2.0)], []
 
     def reduce(x):
         sent.append(x)
-        return x + OTHERS[len(sent) - 1]
+        return x + OTHERS[len(sent) - 1].to(x)
 
     return Measurement(terms(params[0]), params, 1, (), reduce)
 
 
 OTHERS = [
-    torch.tensor([3.0, 1.0], dtype=torch.float64),  # points of each residual, 1 for a loss
+    torch.tensor([2.0, 1.0], dtype=torch.float64),  # points of each residual, 1 for a loss
     torch.tensor([0.5, 0.25], dtype=torch.float64),
     torch.tensor([[1.0], [4.0]], dtype=torch.float64),
 ]
@@ -552,10 +559,10 @@ OTHERS = [
 def test_a_share_counts_by_its_points_and_a_loss_as_one():
     x = torch.tensor([[1.0]], dtype=torch.float64)
     found = shares_of(lambda a: {"data": [a * x], "pde": a**2})
-    # One of four points, and one of two losses.
-    assert found.losses.tolist() == [0.25 * 4 + 0.5, 0.5 * 4 + 0.25]
+    # One of three points, and one of two losses.
+    assert found.losses.tolist() == pytest.approx([4 / 3 + 0.5, 4 / 2 + 0.25], rel=1e-14)
     G, _ = found.rows()
-    assert G.tolist() == [[0.25 * 4 + 1], [0.5 * 4 + 4]]
+    assert G[:, 0].tolist() == pytest.approx([4 / 3 + 1, 4 / 2 + 4], rel=1e-14)
 
 
 def test_a_share_without_points_adds_nothing():

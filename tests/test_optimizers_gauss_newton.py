@@ -128,9 +128,10 @@ def test_the_minimiser_is_that_of_scipy_where_residuals_do_not_vanish():
     assert x.tolist() == pytest.approx(theirs.x.tolist(), rel=1e-6)
     assert optimizer.stalled
     # No step leads lower, and none is taken.
-    end = x.detach().clone()
-    optimizer.step(closure)
+    end, calls = x.detach().clone(), []
+    optimizer.step(lambda: calls.append(1) or closure())
     assert torch.equal(x, end)
+    assert len(calls) == 3 + 2 * 12  # for the Jacobian; for each damping, its step and the bend
 
 
 def test_a_step_is_corrected_for_the_curvature_along_it():
@@ -149,6 +150,22 @@ def test_a_step_is_corrected_for_the_curvature_along_it():
     optimizer.step(closure)
     torch.testing.assert_close(x.detach(), start + d + bend / 2)
     assert weight * rosenbrock(x).square().sum() < weight * rosenbrock(start).square().sum()
+
+
+def test_the_curvature_is_measured_at_a_tenth_of_the_step():
+    optimizer, x, closure = run(lambda x: x.exp()[:, None] - 2, [1.0], max_iter=1)
+    optimizer.step(closure)
+    J, r = math.e, math.e - 2
+    d = -r / J / (1 + FIRST)
+    curvature = 2 / 0.1 * ((math.exp(1 + 0.1 * d) - math.e) / 0.1 - J * d)
+    assert x.item() == pytest.approx(1 + d - curvature / J / (1 + FIRST) / 2, rel=1e-12)
+
+
+def test_a_jacobian_of_more_than_40000_numbers():
+    A = torch.randn(201, 200, generator=seeded()).double() + 20 * torch.eye(201, 200).double()
+    optimizer, x, closure = run(lambda x: (A @ x)[:, None], [1.0] * 200, max_iter=1)
+    optimizer.step(closure)
+    assert x.norm() < 0.1
 
 
 def test_a_correction_that_is_too_long_is_left_out():

@@ -140,10 +140,12 @@ def test_points_that_mix():
 def test_a_parameter_that_is_not_used_and_a_term_without_any():
     model, x = network(), points(4)
     unused = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    W = torch.ones(1, 2, dtype=torch.float64, requires_grad=True)
     params = [*model.parameters(), unused]
     check(lambda: {"data": [model(x)]}, params, params)
     blocks = jacobian(lambda: {"data": [x[:, :1]]}, params, params)
     assert not blocks["data"][0][1].any()
+    check(lambda: {"data": [nn.functional.linear(x, W)]}, [W], [W])
 
 
 def test_a_closure_that_does_not_bear_copies_is_differentiated_without():

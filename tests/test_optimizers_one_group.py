@@ -42,7 +42,7 @@ def test_what_cannot_be_right_is_refused(name, make):
     ) as caught:
         make([parameter(dtype=torch.float32)])
     assert caught[0].filename == __file__
-    assert not make([x]).stalled
+    assert make([x], max_iter=1).stalled is False
 
 
 @pytest.mark.parametrize("make", [SSBroyden, gauss_newton])
@@ -50,3 +50,21 @@ def test_frozen_parameters_are_left_out(make):
     x, z = parameter(), parameter(3).detach()
     optimizer = make([x, z, x])
     assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(x)]
+
+
+def test_a_matrix_of_at_most_3_gigabytes():
+    SSBroyden([parameter(20_000)])
+    with pytest.raises(ValueError, match="20001 parameters"):
+        SSBroyden([parameter(15_000), parameter(5_001)])
+
+
+def test_parameters_are_one_vector():
+    parts = [torch.zeros(n, dtype=torch.float64, requires_grad=True) for n in ((2, 3), (), (2,))]
+    optimizer = SSBroyden(parts)
+    x = torch.arange(9.0, dtype=torch.float64)
+    optimizer._place(x)
+    assert [p.tolist() for p in parts] == [[[0, 1, 2], [3, 4, 5]], 6, [7, 8]]
+    assert torch.equal(optimizer._gather([p.detach() for p in parts]), x)
+    assert optimizer._gather([-parts[0].detach(), None, parts[2].detach()]).tolist() == [
+        *(-x[:6]).tolist(), 0, 7, 8,
+    ]  # fmt: skip

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinnlib.optimizers.wolfe import CURVATURE, DECREASE, TRIALS, Trial, minimum, search
+from pinnlib.optimizers.wolfe import (
+    CURVATURE,
+    DECREASE,
+    TRIALS,
+    Trial,
+    between,
+    beyond,
+    minimum,
+    search,
+)
 
 
 def on(function, slope):
@@ -84,3 +93,59 @@ def test_minimum_of_a_cubic(b, c, d, a):
         assert minimum(*ends[::-1]) == minimum(*ends)
     elif c * c < 3 * d * b - 0.1:
         assert math.isnan(minimum(*ends))
+
+
+def test_an_inflection_is_no_minimum():
+    assert math.isnan(minimum(Trial(-1, -1, 3), Trial(2, 8, 12)))  # of the cube
+    assert math.isnan(minimum(Trial(0, 0, 0), Trial(1, 0, 0)))
+    assert math.isnan(minimum(Trial(0, 0, 1), Trial(2, 0, -1)))  # a parabola with a maximum
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (Trial(1, 1, -2), Trial(3, 1, 2), 2.0),  # the minimum of a parabola
+        (Trial(3, 1, 2), Trial(1, 1, -2), 2.0),
+        (Trial(1, 0, -1), Trial(3, math.inf, math.inf), 1.2),  # near the end that is finite
+        (Trial(1, 0, -1), Trial(3, math.nan, 1), 1.2),
+        (Trial(0, 0, -1), Trial(1, -2 / 3, -1), 0.5),  # nowhere: the middle
+        (Trial(2, 0, -1), Trial(3, -2 / 3, -1), 2.5),
+        (Trial(0, 1e-6, -2e-3), Trial(1, 0.998001, 1.998), 0.1),  # at 0.001
+        (Trial(0, 0.998001, -1.998), Trial(1, 1e-6, 2e-3), 0.9),
+    ],
+)
+def test_a_point_between(low, high, expected):
+    assert between(low, high) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("last", "previous", "expected"),
+    [
+        (Trial(1, 4, -4), Trial(0, 9, -6), 3.0),  # the minimum of a parabola
+        (Trial(2, 0, -1), Trial(1, 1, -1), 20.0),  # nowhere
+        (Trial(2, (2 - 99) ** 2, -2 * 97), Trial(0, 99**2, -2 * 99), 20.0),
+        (Trial(2, 1, 2), Trial(0, 1, -2), 2.02),  # not behind the last one
+    ],
+)
+def test_a_point_beyond(last, previous, expected):
+    assert beyond(last, previous) == pytest.approx(expected, rel=1e-12)
+
+
+def by_table(*trials):
+    """A function whose values and slopes are written down, in the order of the search."""
+    tried, rest = [], iter(trials)
+
+    def evaluate(t):
+        tried.append(t)
+        return Trial(t, *next(rest))
+
+    return evaluate, tried
+
+
+def test_what_just_meets_the_conditions_is_taken_and_a_tie_is_too_high():
+    evaluate, tried = by_table((-1e-4, 0.9))
+    assert search(evaluate, Trial(0, 0, -1), 1.0) == Trial(1.0, -1e-4, 0.9)
+    # As low as before, so the minimum lies between.
+    evaluate, tried = by_table((-1.0, -2.0), (-1.0, -2.0), (-2.0, 0.0))
+    assert search(evaluate, Trial(0, 0, -2), 1.0).value == -2
+    assert tried[0] < tried[2] < tried[1]

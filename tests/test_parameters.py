@@ -116,6 +116,8 @@ def test_trainable_refuses_parameters_that_fsdp_has_gathered():
         model(points())  # gathers the parameters until the backward pass
         with pytest.raises(ValueError, match=r"FSDPMLP is sharded \(FSDP\), .* a step late"):
             trainable(model.parameters())
+        with pytest.raises(ValueError, match="a step late"):
+            trainable([next(iter(model.parameters())), *other.parameters()])
         assert same(trainable(other), list(other.parameters()))
     finally:
         dist.destroy_process_group()
@@ -135,6 +137,7 @@ def test_used_columns_are_those_of_the_parameters_that_a_term_uses():
     used = used_columns([[True, False, True], [False, True, True]], params)
     assert used.int().tolist() == [[1, 1, 1, 1, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1, 1]]
     assert used.dtype == torch.bool
+    assert used_columns([[False], [True]], params[:1]).int().tolist() == [[0] * 4, [1] * 4]
     stacked = [torch.ones(5, *p.shape) for p in params]
     again = used_columns([[True, False, True], [False, True, True]], stacked, (5,))
     assert torch.equal(used, again)

@@ -384,9 +384,19 @@ def test_a_branch_on_a_value_is_refused(model):
     for function in (
         lambda batch: batch["x"][batch["x"] > 0.5].mean(),
         lambda batch: batch["x"].nonzero(),
+        lambda batch: batch["x"][batch["x"][:, 0] > 0.5, torch.tensor([0])],
     ):
         with pytest.raises(ValueError, match=r"makes a shape of a tensor's values.*numbers as ind"):
             Recorded(function)({"x": uniform(3, 1)})
+
+
+def test_a_function_sees_its_arguments_without_gaps_and_its_result_is_let_go(not_compiled):
+    recorded = Recorded(lambda batch: [batch["x"].view(-1)])
+    for seed in range(3):
+        x = uniform(2, 3, seed=seed).T
+        check_equal(recorded({"x": x}), [x.flatten()])
+    (recording,) = recorded._recordings.values()
+    assert [x.numel() for x in recording.result] == [0]
 
 
 def test_numbers_as_indices_are_fine(not_compiled):
@@ -426,6 +436,7 @@ def test_arguments_of_an_unknown_kind_are_refused():
 
 
 def test_many_kinds_are_warned_of_once_and_the_oldest_is_dropped(not_compiled):
+    assert KEPT == 8
     recorded = Recorded(lambda batch: batch["x"])
     for n in range(KEPT):
         recorded({"x": torch.ones(n)})
@@ -480,10 +491,11 @@ def test_without_a_compiler_it_says_so_and_gives_the_same_numbers(model, monkeyp
 
 def test_another_failure_of_the_compiler_is_named(monkeypatch):
     def broken(graph, inputs):
-        raise NotImplementedError("no such device")
+        raise NotImplementedError("no such device\nhere\nand much more")
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=broken))
     recorded = Recorded(lambda batch: 2 * batch["x"])
-    with pytest.warns(UserWarning, match="failed .*no such device") as caught:
+    with pytest.warns(UserWarning, match="failed .*no such device here") as caught:
         check_equal(recorded({"x": torch.ones(2)}), 2 * torch.ones(2))
+    assert "much more" not in str(caught[0].message)
     assert "g++" not in str(caught[0].message)

@@ -1,6 +1,7 @@
 """A stack computes what its networks compute, and refuses what differs in more than numbers."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -328,6 +329,33 @@ def test_stack_refuses(case):
     models, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         Stacked(models())
+
+
+class Cut(nn.Module):
+    """With one end of a domain only."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("low", torch.zeros(2, dtype=torch.float64))
+
+    def forward(self, x):
+        return x - self.low
+
+
+def test_what_is_stacked_whatever_its_points():
+    models = Stacked(mlp(seed) for seed in range(2))
+    assert models.count == 2
+    stack = Stacked(both(lambda _: nn.Sequential(Cut(), nn.Linear(2, 1).double())))
+    assert stack(X).shape == (2, 3, 1)
+
+
+def test_outputs_that_are_undefined_at_some_points_are_compared_at_the_others():
+    def half(x, u):
+        return torch.where(x[..., :1] > 1, u, math.nan)
+
+    assert Stacked([OutputTransform(mlp(seed), half) for seed in range(3)])(X).isnan().any()
+    with pytest.raises(ValueError, match="something else"):
+        Stacked([OutputTransform(mlp(s), lambda x, u: half(x, u) - u.mean(0)) for s in range(3)])
 
 
 def test_stack_refuses_a_function():

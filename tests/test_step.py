@@ -214,6 +214,23 @@ def test_what_it_returns(run):
     assert balancer.weights[0] == 1
 
 
+class Inverse(weighting.Rule):
+    def __call__(self, seen, state):
+        return 1 / seen.losses, state
+
+
+def test_a_rule_may_look_at_losses_and_a_network_of_a_stack_may_fail():
+    w, factors = theta(1.0, 2.0), torch.tensor([1.0, math.nan], dtype=torch.float64)
+    balancer = Balancer(["a", "b", "c"], Inverse())
+    step = Step(lambda _: {t: w**2 * k for t, k in zip("abc", (1, 3, factors), strict=True)},
+                [w], balancer, stack=(2,))  # fmt: skip
+    losses, weights = step({})
+    assert losses[0].tolist() == [1.0, 3.0, 1.0]
+    assert weights.tolist() == [[1.0, pytest.approx(1 / 3), 1.0], [1.0] * 3]
+    assert w.grad.tolist() == [pytest.approx(6.0), 0.0]
+    assert balancer.failed.tolist() == [-1, 0]
+
+
 def test_losses_come_in_any_order():
     first, second = theta(1.0, 2.0), theta(1.0, 2.0)
     for w, names in ((first, ["data", "pde"]), (second, ["pde", "data"])):
@@ -926,6 +943,13 @@ def test_processes_whose_terms_use_other_parameters_are_refused(refused):
     step = Step(three_terms(model), model, balancer, reduce=reduce)
     with refused(model, balancer, match="differ in the parameters that a term uses"):
         step({"x": points()})
+
+
+def test_processes_may_have_losses_without_residuals():
+    model = network()
+    step = Step(quick_losses(model), model, GradientBalancer.simplified(), reduce=lambda x: 2 * x)
+    expected = quick_losses(model)(batch())
+    torch.testing.assert_close(step(batch())[0], torch.stack([*expected.values()]).detach())
 
 
 def test_rows_are_the_gradient_matrix():

@@ -292,7 +292,14 @@ def test_many_by_default():
     assert next(stack.parameters()).dtype == torch.float32
 
 
+def linear(generator):
+    layer = nn.utils.skip_init(nn.Linear, 1, 1, bias=False)
+    nn.init.normal_(layer.weight, generator=generator)
+    return layer
+
+
 def test_many_in_another_precision():
+    train_many(Curve(), CONSTANT, seeds=[0, 1], steps=1, dtype=torch.float64, network=linear)
     dtypes = []
     stack, history = train_many(
         Curve(), GradientBalancer.simplified(), seeds=[0, 1], steps=2, dtype=torch.float64,

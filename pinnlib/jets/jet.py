@@ -63,7 +63,7 @@ class Jet:
         second: Sequence[Stream],
         weights: Sequence[float] | None = None,
     ) -> None:
-        self.value, self.first, self.second = value, tuple(first), tuple(second)
+        self.value, self.first, self.second = value, first, second
         self.weights = weights
 
     @classmethod

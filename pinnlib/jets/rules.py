@@ -38,11 +38,11 @@ def _pair(a: Any, b: Any) -> tuple[Jet, Jet]:
     return (jet, constant) if jet is a else (constant, jet)
 
 
-def _each(linear: Callable[..., Stream], value: Tensor, *jets: Jet) -> Jet:
+def _each(linear: Callable[..., Stream], value: Tensor, jet: Jet, *others: Jet) -> Jet:
     """A jet whose derivatives follow from those of others by one rule for both orders."""
-    first = tuple(map(linear, *(jet.first for jet in jets)))
-    second = tuple(map(linear, *(jet.second for jet in jets)))
-    return Jet(value, first, second, jets[0].weights)
+    first = tuple(map(linear, jet.first, *(other.first for other in others)))
+    second = tuple(map(linear, jet.second, *(other.second for other in others)))
+    return Jet(value, first, second, jet.weights)
 
 
 def _curve(jet: Jet, factor: Any, a: Jet, b: Jet) -> Jet:

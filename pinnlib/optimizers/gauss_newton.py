@@ -57,8 +57,8 @@ class Linear:
 
         def solve(v: Tensor) -> Tensor:
             if self._is_tall:
-                return torch.cholesky_solve((self.J.T @ v)[:, None], L)[:, 0]
-            return self.J.T @ torch.cholesky_solve(v[:, None], L)[:, 0]
+                return torch.cholesky_solve((self.J.T @ v)[:, None], L).flatten()
+            return self.J.T @ torch.cholesky_solve(v[:, None], L).flatten()
 
         return solve
 
@@ -213,7 +213,7 @@ class GaussNewton(OneGroup):
         def at(d: Tensor) -> Tensor:
             self._place(x + d)
             terms = evaluate(closure)
-            rows = [r.detach()[:, 0] for term in self.balancer.terms for r in terms[term]]
+            rows = [r.detach().flatten() for term in self.balancer.terms for r in terms[term]]
             return factor * torch.cat(rows)
 
         for _ in range(TRIALS):

@@ -38,7 +38,7 @@ class OneGroup(Optimizer):
         dtypes = sorted({str(p.dtype) for p in self._params})
         if len(dtypes) > 1:
             raise ValueError(f"parameters are of {dtypes}: keep them in one precision")
-        if torch.finfo(self._params[0].dtype).eps > 1e-10:
+        if dtypes != ["torch.float64"]:
             warnings.warn(
                 f"parameters are in {dtypes[0]}, in which searches fail early: model.double() "
                 f"gives the digits that {type(self).__name__} is for",
@@ -68,7 +68,9 @@ class OneGroup(Optimizer):
 
     @property
     def _params(self) -> list[Tensor]:
-        return list(self.param_groups[0]["params"])
+        (group,) = self.param_groups
+        params: list[Tensor] = group["params"]
+        return params
 
     @property
     def _memory(self) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def minimum(a: Trial, b: Trial) -> float:
         a, b = b, a
     d1 = a.slope + b.slope - 3 * (a.value - b.value) / (a.t - b.t)
     square = d1 * d1 - a.slope * b.slope
-    if not square >= 0:
+    if not square > 0:
         return math.nan
     d2 = math.sqrt(square)
     divisor = b.slope - a.slope + 2 * d2

@@ -41,7 +41,7 @@ def checked(
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
         raise ValueError(f"the saved step is {step!r}: it must be a whole number, 0 or more")
     weights = weights.detach().to(like.device, like.dtype, copy=True)
-    fresh = rule.start(terms, torch.ones_like(weights))
+    fresh = rule.start(terms, weights)
     if not isinstance(state, Mapping) or _kinds(state) != _kinds(fresh):
         raise ValueError(
             f"the saved state of the rule is {state}, but {rule} needs {fresh}: load the state of "

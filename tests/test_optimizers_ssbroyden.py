@@ -102,7 +102,7 @@ def test_scaling_is_the_published_formula(b, product, n):
 
 def test_scaling_of_one_parameter_and_of_extremes():
     assert scaling(2.0, 0.5, 1) == (0.0, 1.0)
-    assert scaling(2.0, 0.4, 9) == scaling(2.0, 0.5, 9)  # below what rounding aside can be
+    assert scaling(2.0, 0.4, 9) == (0.0, 1.0)  # as for 0.5, below which b is by rounding only
     for h, b in [(1e20, 1.0), (1.0, 1e20), (1e-20, 1e20), (1e12, 1e12), (0.5, 1.0)]:
         phi, tau = scaling(h, b, 50)
         assert math.isfinite(phi)
@@ -253,6 +253,17 @@ def test_a_failed_search_starts_again_and_then_stops_where_it_was():
     optimizer.step(closure)
     assert not optimizer.stalled
     assert quartic(x) < quartic(before)
+
+
+def test_after_a_failed_search_the_first_step_is_short_again():
+    optimizer, x, closure = run(quadratic, [0.0] * 9, max_iter=1)
+    optimizer.step(closure)
+    optimizer.state[x]["H"].neg_()  # along which everything rises
+    before, calls = x.detach().clone(), []
+    optimizer.step(lambda: calls.append(x.detach().clone()) or closure())
+    g = gradient(quadratic, before)
+    assert g.abs().sum() > 1
+    torch.testing.assert_close(calls[1] - calls[0], -g / g.abs().sum())
 
 
 def test_the_minimum_itself_is_left_alone():

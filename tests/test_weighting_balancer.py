@@ -300,3 +300,11 @@ def test_a_failed_step_is_told_when_somebody_asks():
         balancer.check()
     balancer.failed = torch.tensor([4, -1])  # of a stack: the others go on
     balancer.check()
+
+
+def test_a_saved_state_is_a_copy():
+    balancer = Balancer(["data", "pde"], Follow(Ratio(), warm_start=True))
+    balancer.update(rows(1.0, 8.0))
+    before = balancer.state["first"].clone()
+    balancer.state_dict()["state"]["first"].zero_()
+    assert torch.equal(balancer.state["first"], before)

@@ -35,8 +35,7 @@ def scaling(h: float, b: float, n: int) -> tuple[float, float]:
     phi = (1 - theta) / sigma
     rho = min(1.0, 1 / b)
     power = sigma ** (1 / (1 - n)) if n > 1 else 1.0
-    tau = min(rho * power, sigma) if theta <= 0 else rho * min(power, 1 / theta)
-    return phi, tau
+    return phi, min(rho * power, sigma)  # a positive θ is at most 1, and the power then, too
 
 
 def broyden(H: Tensor, s: Tensor, y: Tensor, Hy: Tensor, phi: float, tau: float) -> None:

@@ -54,7 +54,7 @@ def concerned(root: Path, name: str, pattern: str) -> list[str]:
     imports = re.compile(
         rf"^ *(from|import) {dotted}\b|^ *from pinnlib import .*\b{module}\b", re.M
     )
-    files = sorted(root.glob(pattern))
+    files = sorted(root.glob(pattern), reverse=True)  # what fails is in the most special first
     found = [file for file in files if own.fullmatch(file.name)]
     found = found or [file for file in files if imports.search(file.read_text())]
     return [str(file.relative_to(root)) for file in found]

@@ -10,7 +10,7 @@ from helpers import drawn, seeded
 from torch import nn
 
 from pinnlib.networks import MLP, FourierFeatures, GatedMLP, OutputTransform
-from pinnlib.stacked import Stacked
+from pinnlib.stacked import Stacked, _points
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
 
@@ -340,6 +340,15 @@ class Cut(nn.Module):
 
     def forward(self, x):
         return x - self.low
+
+
+def test_points_to_try_lie_in_the_domain_or_the_unit_cube():
+    x, plain = _points(mlp(), 2), _points(both(lambda _: nn.Linear(2, 1))[0], 2)
+    assert x.shape == plain.shape == (2, 3, 2)
+    for points, domain in ((x, DOMAIN), (plain, [(0, 1)] * 2)):
+        for column, (low, high) in zip(points.unbind(-1), domain, strict=True):
+            assert low <= column.min() < column.max() <= high
+    assert (x.dtype, plain.dtype) == (torch.float64, torch.float32)
 
 
 def test_what_is_stacked_whatever_its_points():

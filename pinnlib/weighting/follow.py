@@ -130,7 +130,7 @@ class Follow(Rule):
                     "number, or one α for each network of a stack, (M, 1)"
                 )
             alpha = alpha.to(old.device)
-        weights = self.average(old, target.nan_to_num(nan=1.0, posinf=inf), alpha)
+        weights = self.average(old, target.nan_to_num(nan=1.0), alpha)
         weights = torch.where((weights >= 0) & (target != inf), weights, torch.nan)
         if self.bounds is not None:
             low, high = self.bounds

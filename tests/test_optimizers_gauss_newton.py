@@ -207,6 +207,7 @@ def test_each_step_lowers_the_loss_and_max_iter_counts_them():
     ten, z, other = run(rosenbrock, [-1.2, 1.0, 0.4], max_iter=10)
     ten.step(other)
     assert torch.equal(x, z)
+    assert GaussNewton([x], {"all": 1.0}).defaults["max_iter"] == 20
 
 
 def test_a_run_resumes_bit_for_bit():

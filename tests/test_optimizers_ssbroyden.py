@@ -223,6 +223,7 @@ def test_many_parameters_and_one_that_has_no_gradient():
     parts = [torch.full(shape, 3.0, dtype=torch.float64, requires_grad=True)
              for shape in ((2, 3), (), (4,))]  # fmt: skip
     optimizer = SSBroyden(parts)
+    assert optimizer.defaults["max_iter"] == 100
 
     def closure():
         optimizer.zero_grad()

@@ -170,7 +170,7 @@ class Measured(NamedTuple):
     def explain(self, balancer: Balancer) -> NoReturn:
         """Raise the error that says what is not finite."""
         terms, step = balancer.terms, balancer.step
-        check_finite_losses(dict(zip(terms, self.losses.unbind(-1), strict=True)))
+        check_finite_losses(dict(zip(terms, self.losses.unbind(), strict=True)))
         if self.G is not None:
             check_finite(terms, self.G, step)
         balancer.check_weights(self.weights)

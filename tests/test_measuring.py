@@ -343,6 +343,16 @@ def test_one_network_fails_alone(run, every, bad, broken):
     assert len(failing.by_term()["pde"]) == M
 
 
+def test_what_failed_at_the_first_step_stays_failed():
+    w, balancer = theta(1.0, 2.0), GradientBalancer.simplified(alpha=1.0)
+    step = Step(lambda b: {"data": w**2 * b, "pde": 2 * w**2}, [w], balancer, stack=(2,))
+    for factor in (math.nan, 1.0):
+        step(torch.tensor([1.0, factor], dtype=torch.float64))
+    assert balancer.failed.tolist() == [-1, 0]
+    assert balancer.weights.tolist() == [[1.0, 0.5], [1.0, 1.0]]
+    assert w.grad.tolist() == [8.0, 0.0]
+
+
 def test_errors_of_a_stack_name_the_shapes(refused):
     stack, balancer = stack_of(), GradientBalancer.simplified()
     cases = [
@@ -570,6 +580,13 @@ def test_a_share_without_points_adds_nothing():
     found = shares_of(lambda a: {"data": [a * x], "pde": a**2})
     assert found.losses.tolist() == [0.5, 2.25]
     assert found.rows()[0].tolist() == [[1.0], [6.0]]
+
+
+def test_what_travels_lies_on_the_device():
+    a, places = torch.ones(1, requires_grad=True, device="meta"), []
+    terms = {"data": [a[:, None]], "pde": a.sum()}
+    Measurement(terms, [a], 1, (), lambda x: places.append(x.device.type) or x).rows()
+    assert places == ["meta"] * 3
 
 
 def test_a_share_is_checked_before_anything_travels():

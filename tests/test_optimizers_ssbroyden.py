@@ -295,6 +295,7 @@ def test_an_error_of_the_closure_leaves_the_last_accepted_step():
 
 
 def test_too_many_parameters_are_refused():
+    SSBroyden([torch.zeros(20_000, dtype=torch.float64, requires_grad=True)])
     with pytest.raises(ValueError, match=r"30000 parameters.* 7 GB.*torch.optim.LBFGS"):
         SSBroyden([torch.zeros(30_000, dtype=torch.float64, requires_grad=True)])
 

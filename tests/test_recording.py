@@ -260,33 +260,23 @@ def test_a_number_that_changes_is_noticed(not_compiled, calls_before, dtype, sca
         recorded(batch)
 
 
-def test_other_things_that_change_are_noticed(not_compiled, model):
-    rng = np.random.default_rng(0)
-    store = {}
-
-    def numpy_points(batch):
-        return model(torch.as_tensor(rng.random((3, 1)))).mean()
-
-    def bound_anew(batch):
-        return model(store["points"]).mean()
-
-    def form(batch):
-        return {"a": batch["x"], "b": batch["x"]} if store["wide"] else {"a": batch["x"]}
-
-    for function in (numpy_points, bound_anew, form):
-        store.update(points=uniform(3, 1), wide=False)
-        recorded = Recorded(function)
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, model, store: model(torch.as_tensor(store["numpy"].random((3, 1)))).mean(),
+        lambda x, model, store: model(store["points"]).mean(),
+        lambda x, model, store: {"a": x, "b": x} if store["wide"] else {"a": x},
+        lambda x, model, store: torch.tensor(store["wide"] + 3) + 0 * x.long(),  # of whole numbers
+    ],
+    ids=["NumPy", "name", "form", "count"],
+)
+def test_other_things_that_change_are_noticed(not_compiled, model, function):
+    store = {"numpy": np.random.default_rng(0), "points": uniform(3, 1), "wide": False}
+    recorded = Recorded(lambda batch: function(batch["x"], model, store))
+    recorded({"x": uniform(2)})
+    store |= {"points": uniform(3, 1, seed=1), "wide": True}
+    with pytest.raises(RuntimeError, match=r"call 2: result.* of the function.*a new Recorded"):
         recorded({"x": uniform(2)})
-        store.update(points=uniform(3, 1, seed=1), wide=True)
-        with pytest.raises(RuntimeError, match="make a new Recorded"):
-            recorded({"x": uniform(2)})
-    # Counted, but not of a floating type.
-    recorded = Recorded(lambda batch: torch.tensor(len(store)) + 0 * batch["n"])
-    batch = {"n": torch.zeros((), dtype=torch.int64)}
-    recorded(batch)
-    store["more"] = 1
-    with pytest.raises(RuntimeError, match="call 2: result of the function"):
-        recorded(batch)
 
 
 def test_replaced_parameters_are_noticed(not_compiled, model):
@@ -372,22 +362,25 @@ def test_own_tensors_may_change_in_place(not_compiled):
         check_equal(recorded({"x": x}), (total, y.detach()))
 
 
-def test_a_branch_on_a_value_is_refused(model):
-    weight = model[0].weight
-    for function in (
-        lambda batch: batch["x"] if batch["x"].sum() > 0 else -batch["x"],
-        lambda batch: batch["x"] if weight.sum() > 0 else -batch["x"],
-        lambda batch: batch["x"] * model(batch["x"]).mean().item(),
-    ):
-        with pytest.raises(ValueError, match=r"asks for a tensor's value.*use torch.where"):
-            Recorded(function)({"x": uniform(3, 1)})
-    for function in (
-        lambda batch: batch["x"][batch["x"] > 0.5].mean(),
-        lambda batch: batch["x"].nonzero(),
-        lambda batch: batch["x"][batch["x"][:, 0] > 0.5, torch.tensor([0])],
-    ):
-        with pytest.raises(ValueError, match=r"makes a shape of a tensor's values.*numbers as ind"):
-            Recorded(function)({"x": uniform(3, 1)})
+BRANCH = r"asks for a tensor's value.*use torch.where"
+SHAPE = r"makes a shape of a tensor's values.*numbers as ind"
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x, model: x if x.sum() > 0 else -x, BRANCH),
+        (lambda x, model: x if model[0].weight.sum() > 0 else -x, BRANCH),
+        (lambda x, model: x * model(x).mean().item(), BRANCH),
+        (lambda x, model: x[x > 0.5].mean(), SHAPE),
+        (lambda x, model: x.nonzero(), SHAPE),
+        (lambda x, model: x[x[:, 0] > 0.5, torch.tensor([0])], SHAPE),
+    ],
+    ids=["argument", "parameter", "number", "mask", "places", "mask and number"],
+)
+def test_what_depends_on_a_value_is_refused(model, function, message):
+    with pytest.raises(ValueError, match=message):
+        Recorded(lambda batch: function(batch["x"], model))({"x": uniform(3, 1)})
 
 
 def test_a_function_sees_its_arguments_without_gaps_and_its_result_is_let_go(not_compiled):

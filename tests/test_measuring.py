@@ -493,8 +493,13 @@ META_RULES = RULES | {
 }
 
 
-@pytest.mark.parametrize("stack", [(), (M,)])
-@pytest.mark.parametrize("rule", META_RULES)
+@pytest.mark.parametrize(
+    ("rule", "stack"),
+    [
+        *((rule, ()) for rule in META_RULES),
+        *((rule, (M,)) for rule in ("simplified", "journal", "kernel")),
+    ],
+)
 def test_a_step_stays_on_the_device_and_never_waits_for_it(rule, stack):
     balancer = META_RULES[rule](every=2)
     models = [network(seed=seed) for seed in range(M)]

@@ -69,7 +69,7 @@ def check_equal(a, b, scale=1e-11):
     torch.testing.assert_close(a, b, rtol=scale, atol=scale / 100)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
 def test_a_kernel_equals_its_function_while_the_parameters_move(model, backend, monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     kernel = kernel_of(model)

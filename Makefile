@@ -9,13 +9,13 @@ VENV := .venv
 PEERS := .venv-peers
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-BOOK_TESTS := benchmarks book colab mutate own_pinn release site sync
+BOOK_TESTS := benchmarks book colab mutate own_pinn playground release site sync
 JUPYTER_BOOK := $(BIN)/jupyter-book build -q -W -n --keep-going
 
 # Chapters and tests run side by side, one a core: more threads in each would only get in the way.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help book test unit test-peers refresh seeds benchmarks mutants lint repo-url clean
+.PHONY: help book test unit test-peers refresh seeds benchmarks mutants stills lint repo-url clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -53,10 +53,14 @@ benchmarks: .venv-benchmarks/.installed ## measure pinnlib beside other librarie
 mutants: $(INSTALLED) ## break the package at random: do its tests notice? (MODULES="gradients step" SEED=0)
 	@$(BIN)/python tools/mutate.py $(MODULES) --seed $(SEED) --report _build/mutants.md
 
+stills: $(INSTALLED) ## renew the playground's pictures for readers without JavaScript, after make test
+	@PYTHONPATH=tests $(BIN)/python tools/stills.py
+
 lint: $(INSTALLED) ## check style and types only
 	@echo "Checking style …"
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet
+	@$(BIN)/biome ci --log-level=error
 	@echo "Checking types …"
 	@$(BIN)/mypy
 

@@ -87,3 +87,19 @@ def _identical(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(_identical, a, b))
     return bool(a == b)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    from website import opened_browser  # elsewhere than in make test Playwright may be missing
+
+    with opened_browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    from website import served
+
+    with served() as address:
+        yield address

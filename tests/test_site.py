@@ -5,16 +5,12 @@ It is the site that ``make test`` builds from the committed outputs.
 
 import ast
 import re
-import shutil
 import subprocess
 import sys
 from base64 import b64decode
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache, partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from functools import cache
 from pathlib import Path
-from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin
 
@@ -22,13 +18,13 @@ import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup, Tag
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser
 from repo_url import current, names
 from test_book import MODULES, public_names
+from website import SITE, needs_site, visit
 
 from chapters import CHAPTERS, ROOT, cells
 
-SITE = ROOT / "_build" / "committed" / "_build" / "html"
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
 PAGES = [
     f"{file}.html"
@@ -36,59 +32,9 @@ PAGES = [
 ]
 CHAPTER_PAGES = [page for page in PAGES if page.startswith("chapters/")]
 EXTERNAL_LINKS = ROOT / "tests" / "external_links.txt"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
-pytestmark = pytest.mark.skipif(not SITE.exists(), reason="no site: `make test` builds it first")
+pytestmark = needs_site
 every_page = pytest.mark.parametrize("page_name", [*PAGES, "search.html"])
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        installed = [path for name in BROWSERS if (path := shutil.which(name))]
-        path = Path([*installed, playwright.chromium.executable_path][0])
-        if not path.exists():
-            pytest.skip("no Chromium: sudo apt install chromium, or playwright install chromium")
-        browser = playwright.chromium.launch(executable_path=path)
-        yield browser
-        browser.close()
-
-
-class Handler(SimpleHTTPRequestHandler):
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(SITE))) as httpd:
-        Thread(target=httpd.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{httpd.server_port}/"
-        httpd.shutdown()
-
-
-@contextmanager
-def visit(browser: Browser, base: str, name: str, **context: Any) -> Iterator[tuple[Page, list]]:
-    """Open a page and wait for its maths; with the page comes a list of all that goes wrong."""
-    trouble: list[str] = []
-    page = browser.new_page(**context)
-    page.on("console", lambda m: trouble.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: trouble.append(str(error)))
-    page.on("requestfailed", lambda request: trouble.append(f"failed: {request.url}"))
-    page.on("response", lambda r: trouble.append(f"{r.status}: {r.url}") if r.status >= 400 else "")
-    page.on(
-        "request",
-        lambda r: (
-            None if r.url.startswith((base, "data:")) else trouble.append(f"outside: {r.url}")
-        ),
-    )
-    page.goto(base + name, wait_until="load")
-    if context.get("java_script_enabled", True):
-        page.evaluate("window.MathJax ? MathJax.startup.promise : null")
-    try:
-        yield page, trouble
-    finally:
-        page.close()
 
 
 # Offline

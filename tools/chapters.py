@@ -31,6 +31,7 @@ SITE_SOURCES = [
     "_toc.yml",
     "index.md",
     "reference",
+    "_ext",
     "_static",
     "_templates",
     "extra",

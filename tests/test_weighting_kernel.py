@@ -167,6 +167,8 @@ def test_the_key_starts_at_the_seed_and_advances_at_every_update():
 
 
 def test_seeds_make_different_weights_and_the_same_ones_equal():
+    assert KernelTrace().seed == 0
+
     def weights(seed):
         model = network()
         balancer = Balancer(["data", "pde"], Follow(KernelTrace(seed=seed), alpha=1.0))

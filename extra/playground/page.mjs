@@ -18,6 +18,9 @@ let pictures; // of this training, so far
 let field; // of the last of them
 let due = false;
 
+/** Nobody watches a hidden page: it waits, and goes on where it was. */
+const active = () => running && !document.hidden;
+
 /** Say what happened, in the one place that screen readers follow. */
 function say(what) {
   const { steps, error, lambda } = pictures.at(-1);
@@ -40,7 +43,7 @@ function restart(what) {
   id += 1;
   add(training.picture());
   redraw();
-  worker.postMessage({ settings, reset: id, running });
+  worker.postMessage({ settings, reset: id, running: active() });
   say(what);
 }
 
@@ -121,9 +124,8 @@ form.addEventListener("click", async ({ target: { name, value } }) => {
 form.addEventListener("submit", (event) => event.preventDefault());
 addEventListener("resize", redraw);
 addEventListener("hashchange", () => location.hash.includes("=") && setFromLink(location.hash));
-// Nobody watches a hidden page: it waits, and goes on where it was.
 document.addEventListener("visibilitychange", () =>
-  worker.postMessage({ settings, running: running && !document.hidden }),
+  worker.postMessage({ settings, running: active() }),
 );
 new MutationObserver(redraw).observe(document.documentElement, {
   attributeFilter: ["data-theme"],

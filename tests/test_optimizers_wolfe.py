@@ -149,3 +149,16 @@ def test_what_just_meets_the_conditions_is_taken_and_a_tie_is_too_high():
     evaluate, tried = by_table((-1.0, -2.0), (-1.0, -2.0), (-2.0, 0.0))
     assert search(evaluate, Trial(0, 0, -2), 1.0).value == -2
     assert tried[0] < tried[2] < tried[1]
+
+
+def test_a_slope_that_is_not_finite_is_too_high():
+    evaluate, tried = by_table((-1.0, math.nan), (-0.5, 0.0))
+    assert search(evaluate, Trial(0, 0, -1), 1.0) == Trial(0.5, -0.5, 0.0)
+    assert tried == [1.0, 0.5]
+
+
+def test_a_search_ends_where_rounding_tells_no_two_lengths_apart():
+    evaluate, start, tried = on(lambda t: -t if t <= 1 else math.inf, lambda t: -1.0)
+    assert search(evaluate, start, 1.0) is None
+    assert tried[-1] == pytest.approx(1, rel=1e-14)
+    assert len(tried) < TRIALS

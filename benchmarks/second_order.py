@@ -25,12 +25,12 @@ from benchmarks import machine, report
 from benchmarks.poisson import Poisson
 from pinnlib.derivatives import taylor
 from pinnlib.evaluation import ErrorOnGrid
-from pinnlib.gradients import gradient_rows, l2_norm
+from pinnlib.gradients import gradient_rows
 from pinnlib.networks import MLP
 from pinnlib.optimizers import GaussNewton, SSBroyden
 from pinnlib.problems import Helmholtz, KleinGordon, Problem
 from pinnlib.recording import Recorded
-from pinnlib.weighting import Balancer, Follow, Ratio, logarithmic_average
+from pinnlib.weighting import Balancer, GradientBalancer
 
 RESULTS = Path(__file__).parent.parent / "pinnlib" / "results"
 """In the package, so that a copy of the chapter has them."""
@@ -87,14 +87,7 @@ def balancer_of(setting: str) -> Balancer:
     """A constant weight of the data term, or the rule whose bounds keep weights from collapsing."""
     if setting not in RULES:
         return Balancer(TERMS, {"data": float(setting), "pde": 1.0})
-    follow = Follow(
-        Ratio(l2_norm, "data"),
-        alpha=0.1,
-        average=logarithmic_average,
-        warm_start=True,
-        bounds=(0.1, 10.0),
-    )
-    return Balancer(TERMS, follow, every=10)
+    return GradientBalancer.bounded(TERMS)
 
 
 class Runner:

@@ -58,7 +58,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         finally:
             hook.remove()
         assert len(weights) == steps == 1000
-        assert len(set(weights)) > 20, "the weights do not move"
+        assert len(set(weights)) > 5, "the weights do not move"
         return names
 
     monkeypatch.chdir(tmp_path)
@@ -84,7 +84,9 @@ def test_weight_sinks_without_bounds(run: Run) -> None:
     bounded = run(BLOCKS["A bare loop"])["weights"]["pde"]
     names: dict[str, Any] = {}
     torch.manual_seed(0)
-    exec(BLOCKS["A bare loop"].replace(", bounds=(0.1, 10)", ""), names)
+    unbounded = BLOCKS["A bare loop"].replace('"pde"])', '"pde"], bounds=None)')
+    exec(unbounded, names)
+    assert names["balancer"].rule.bounds is None
     assert names["weights"]["pde"] < bounded / 10
 
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from helpers import network, rows
@@ -12,6 +14,7 @@ pytestmark = pytest.mark.usefixtures("nothing_hidden")
 def test_published_rules_have_their_published_settings():
     named = list(network().named_parameters())
     rules = [
+        GradientBalancer.bounded(),
         GradientBalancer.simplified(),
         GradientBalancer.preprint(),
         GradientBalancer.journal(named_params=named),
@@ -19,19 +22,20 @@ def test_published_rules_have_their_published_settings():
     ]
     assert {type(b) for b in rules} == {GradientBalancer}
     assert {b.terms for b in rules} == {("data", "pde")}
-    assert [b.every for b in rules] == [1, 10, 10, 1000]
-    assert [b.rule.alpha for b in rules] == [0.9, 0.9, 0.1, 0.1]
-    assert not any(b.rule.warm_start or b.rule.bounds for b in rules)
+    assert [b.every for b in rules] == [10, 1, 10, 10, 1000]
+    assert [b.rule.alpha for b in rules] == [0.1, 0.9, 0.9, 0.1, 0.1]
+    assert [b.rule.warm_start for b in rules] == [True, False, False, False, False]
+    assert [b.rule.bounds for b in rules] == [(0.1, 10), None, None, None, None]
     ratios = [b.rule.rule for b in rules]
-    assert [r.reference for r in ratios] == ["data", "pde", "pde", mean_of_terms]
-    assert [r.weighted for r in ratios] == [False, False, True, False]
+    assert [r.reference for r in ratios] == ["data", "data", "pde", "pde", mean_of_terms]
+    assert [r.weighted for r in ratios] == [False, False, False, True, False]
     statistics = [(r.statistic, r.reference_statistic) for r in ratios]
-    assert statistics[:2] == [(mean_abs, None), (mean_abs, max_abs)]
-    assert list(map(type, statistics[2])) == [LayerMeans, LayerMax]
-    assert statistics[3] == (l2_norm, None)
+    assert statistics[:3] == [(l2_norm, None), (mean_abs, None), (mean_abs, max_abs)]
+    assert list(map(type, statistics[3])) == [LayerMeans, LayerMax]
+    assert statistics[4] == (l2_norm, None)
 
 
-@pytest.mark.parametrize("name", ["simplified", "preprint", "journal", "jaxpi"])
+@pytest.mark.parametrize("name", ["bounded", "simplified", "preprint", "journal", "jaxpi"])
 def test_published_rules_take_settings_and_another_reference(name):
     named = [("weight", torch.zeros(3, 1, requires_grad=True))]
     more = {"named_params": named} if name == "journal" else {}
@@ -51,6 +55,20 @@ def test_published_rules_take_settings_and_another_reference(name):
     assert balancer.target(rows(1.0, 4.0)).tolist() == [4.0, 1.0]
     with pytest.raises(TypeError, match="momentum"):
         getattr(GradientBalancer, name)(momentum=0.9, **more)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_bounded_follows_the_logarithm_near_the_first_ratio(scale):
+    balancer = GradientBalancer.bounded(every=1)
+    log, first = None, None
+    for pde in [100.0, 20.0, 1e6, 1e6, *[1e9] * 60, *[1e-3] * 60]:
+        G = scale * torch.tensor([[3.0, 4.0], [0.0, pde]], dtype=torch.float64)
+        target = math.log(5 / pde)
+        first = target if first is None else first
+        log = target if log is None else 0.9 * log + 0.1 * target
+        log = min(max(log, first - math.log(10)), first + math.log(10))
+        weights = balancer.update(G)
+        assert weights.tolist() == pytest.approx([1.0, math.exp(log)], rel=1e-9)
 
 
 def test_journal_can_follow_the_unweighted_ratio():

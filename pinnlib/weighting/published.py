@@ -1,4 +1,4 @@
-"""The rules of one name that were published, as constructors of one balancer."""
+"""The rule to begin with, and those of one name that were published, as constructors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pinnlib.gradients import l2_norm, max_abs
 from pinnlib.weighting.balancer import Balancer
-from pinnlib.weighting.follow import Average, Follow
+from pinnlib.weighting.follow import Average, Follow, logarithmic_average
 from pinnlib.weighting.ratio import LayerMax, LayerMeans, Ratio, Reference, mean_of_terms
 
 
@@ -30,14 +30,48 @@ class GradientBalancer(Balancer):
     r"""Loss weights λ that follow the sizes of gradients: any rule, and the published ones.
 
     ``GradientBalancer(terms, rule, every=1)`` takes a rule of :mod:`pinnlib.weighting`, see
-    :class:`pinnlib.weighting.balancer.Balancer`. The constructors below make a published one. Each
-    takes the settings of :class:`pinnlib.weighting.Follow` as keywords: ``alpha``, ``average``,
-    ``warm_start`` and ``bounds``.
+    :class:`pinnlib.weighting.balancer.Balancer`. The constructors below make the one to begin with,
+    :meth:`bounded`, this book's simplest one, and the published ones. Each takes the settings of
+    :class:`pinnlib.weighting.Follow` as keywords: ``alpha``, ``average``, ``warm_start`` and
+    ``bounds``.
 
-    >>> balancer = GradientBalancer.simplified(["data", "pde"], warm_start=True, bounds=(0.1, 10))
+    >>> balancer = GradientBalancer.bounded(["data", "pde"])
     >>> balancer.terms, balancer.weights.tolist(), balancer.step
     (('data', 'pde'), [1.0, 1.0], 0)
     """
+
+    @classmethod
+    def bounded(
+        cls,
+        terms: Sequence[str] = ("data", "pde"),
+        reference: Reference = "data",
+        *,
+        every: int = 10,
+        **following: Unpack[Following],
+    ) -> Self:
+        r"""The rule to begin with: ratios of norms, followed slowly, near the first one measured.
+
+        .. math:: \hat\lambda_k &= \frac{\lVert\nabla_\theta \mathcal L_\text{data}\rVert_2}
+           {\lVert\nabla_\theta \mathcal L_k\rVert_2}, \\
+           \lambda_k &\leftarrow \lambda_k^{1-\alpha}\, \hat\lambda_k^\alpha, \qquad
+           \alpha = 0.1, \text{ every 10 steps},
+
+        from the first ratio on, and within a tenth and ten times that, so that no term falls silent
+        when another is fitted.
+
+        >>> import torch
+        >>> balancer = GradientBalancer.bounded()
+        >>> balancer.update(torch.tensor([[3.0, 4.0], [0.0, 50.0]]))
+        tensor([1.0000, 0.1000], dtype=torch.float64)
+        """
+        settings: Following = {
+            "alpha": 0.1,
+            "average": logarithmic_average,
+            "warm_start": True,
+            "bounds": (0.1, 10.0),
+        }
+        rule = Ratio(l2_norm, reference)
+        return cls(terms, Follow(rule, **(settings | following)), every=every)
 
     @classmethod
     def simplified(

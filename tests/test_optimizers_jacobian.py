@@ -160,6 +160,16 @@ def test_a_closure_that_does_not_bear_copies_is_differentiated_without():
     check(residuals, list(model.parameters()), [])
 
 
+def test_another_number_of_points_at_each_call():
+    model, x = network(), points(4)
+    sizes = iter([4, 3])
+
+    def residuals():
+        return {"pde": [model(x[: next(sizes)])]}
+
+    assert separable(residuals, evaluate(residuals), list(model.parameters())) == []
+
+
 def test_numbers_at_random_are_not_taken_for_rows():
     model, x = network(), points(4)
     generator = seeded()

@@ -352,8 +352,9 @@ def test_points_to_try_lie_in_the_domain_or_the_unit_cube():
 
 
 def test_what_is_stacked_whatever_its_points():
-    models = Stacked(mlp(seed) for seed in range(2))
-    assert models.count == 2
+    stack = Stacked(mlp(seed) for seed in range(2))
+    assert stack.count == 2
+    assert all(p.is_meta for p in stack._one[0].parameters())
     stack = Stacked(both(lambda _: nn.Sequential(Cut(), nn.Linear(2, 1).double())))
     assert stack(X).shape == (2, 3, 1)
 

@@ -66,7 +66,8 @@ def test_parameters_are_one_vector():
     optimizer._memory["kept"] = 1
     assert optimizer.state == {parts[0]: {"kept": 1}}
     assert [p.tolist() for p in parts] == [[[0, 1, 2], [3, 4, 5]], 6, [7, 8]]
-    assert torch.equal(optimizer._gather([p.detach() for p in parts]), x)
+    assert torch.equal(found := optimizer._gather(parts), x)
+    assert not found.requires_grad
     assert optimizer._gather([-parts[0].detach(), None, parts[2].detach()]).tolist() == [
         *(-x[:6]).tolist(), 0, 7, 8,
     ]  # fmt: skip

@@ -134,7 +134,7 @@ class GaussNewton(OneGroup):
         check_terms(terms, self.balancer.terms)
         losses = losses_of(terms)
         check_finite_losses(losses)
-        x = self._gather([p.detach() for p in params])
+        x = self._gather(params)
         rows = sum(len(r) for residuals in terms.values() for r in residuals)
         if rows * len(x) > MOST**2:
             raise ValueError(

@@ -78,6 +78,7 @@ class OneGroup(Optimizer):
         memory: dict[str, Any] = self.state[self._params[0]]
         return memory
 
+    @torch.no_grad()
     def _gather(self, tensors: Sequence[Tensor | None]) -> Tensor:
         pairs = zip(self._params, tensors, strict=True)
         return torch.cat([(torch.zeros_like(p) if t is None else t).reshape(-1) for p, t in pairs])

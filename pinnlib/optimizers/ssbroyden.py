@@ -120,7 +120,7 @@ class SSBroyden(OneGroup):
                 nothing has changed then.
         """
         evaluate = torch.enable_grad()(closure)
-        x = self._gather([p.detach() for p in self._params])
+        x = self._gather(self._params)
         loss, g = self._evaluate(evaluate, x)
         first = torch.as_tensor(loss, dtype=x.dtype)
         if all(p.grad is None for p in self._params):

@@ -121,7 +121,7 @@ def gradients_of(
     params: Sequence[Tensor], direction: Tensor, is_used: Sequence[bool]
 ) -> dict[Tensor, Tensor]:
     """A flat gradient ``(…, P)`` as one tensor for each parameter that some term uses."""
-    flats = direction.split(widths(params, tuple(direction.shape[:-1])), dim=-1)
+    flats = direction.split(widths(params, direction.shape[:-1]), dim=-1)
     gradients = {}
     for p, flat, wanted in zip(params, flats, is_used, strict=True):
         if wanted:

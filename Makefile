@@ -36,7 +36,7 @@ test: $(INSTALLED) lint ## check everything: style, types, website, package, tex
 	@$(BIN)/pytest -n logical --dist loadfile -rs --nbval --nbval-current-env chapters tests pinnlib
 
 unit: $(INSTALLED) ## test the package only (a minute or two)
-	@$(BIN)/pytest -q -n logical --dist loadfile tests pinnlib $(addprefix --ignore tests/test_, $(BOOK_TESTS:=.py))
+	@$(BIN)/pytest -q -n logical --dist loadfile --no-loadscope-reorder tests pinnlib $(addprefix --ignore tests/test_, $(BOOK_TESTS:=.py))
 
 test-peers: $(PEERS)/.installed ## run "Use it on your own PINN" with Lightning, DeepXDE and PINA
 	@$(PEERS)/bin/pytest -m peers --show-capture=no --disable-warnings tests/test_own_pinn.py

@@ -148,6 +148,7 @@ def test_what_a_measurement_shows():
     found, model, batch = measurement()
     expected = three_losses(model)(batch)
     torch.testing.assert_close(found.losses, torch.stack([*expected.values()]).detach())
+    assert not found.losses.requires_grad
     assert found.G is None
     G, mask = found.rows()
     torch.testing.assert_close(G, gradient_matrix(expected, model))

@@ -1,7 +1,7 @@
 /** The page: controls give orders to the worker, its pictures are drawn and read out. */
 import { format, parse } from "./settings.mjs";
 import { Training } from "./training.mjs";
-import { draw, root, short, show, showLambda } from "./view.mjs";
+import { drawCharts, drawMaps, root, short, show, showLambda, showNumbers } from "./view.mjs";
 
 const form = root.querySelector("form");
 const controls = form.elements;
@@ -42,7 +42,10 @@ function restart(what) {
   pictures = [];
   id += 1;
   add(training.picture());
-  redraw();
+  drawMaps(field, exact);
+  showNumbers(pictures, running);
+  performance.mark("first picture");
+  redrawSoon();
   worker.postMessage({ settings, reset: id, running: active() });
   say(what);
 }
@@ -78,13 +81,19 @@ worker.onmessage = ({ data: picture }) => {
         : "It rests now.",
     );
   }
+  redrawSoon();
+};
+
+function redrawSoon() {
   if (!due) requestAnimationFrame(redraw);
   due = true;
-};
+}
 
 function redraw() {
   due = false;
-  draw(pictures, field, exact, running);
+  drawMaps(field, exact);
+  drawCharts(pictures);
+  showNumbers(pictures, running);
 }
 
 form.addEventListener("input", ({ target }) => {

@@ -38,12 +38,15 @@ export function showLambda(lambda) {
   show("lambda", `= ${short(lambda)}`);
 }
 
-/** Draw the pictures of a training so far, the last of them beside the exact solution. */
-export function draw(pictures, field, exact, running) {
+/** Draw the last prediction beside the exact solution. */
+export function drawMaps(field, exact) {
   const limit = Math.max(...exact.map(Math.abs));
   drawMap(maps[0], field, limit);
   drawMap(maps[1], exact, limit);
+}
 
+/** Draw the course of a training. Unlike the rest, this has to wait for the layout of the page. */
+export function drawCharts(pictures) {
   const style = getComputedStyle(root);
   const color = (name) => style.getPropertyValue(`--${name}`);
   const steps = pictures.map((p) => p.steps);
@@ -55,13 +58,14 @@ export function draw(pictures, field, exact, running) {
     }));
     drawChart(canvas, steps, lines, { line: color("line"), grid: color("grid") });
   }
+}
 
+export function showNumbers(pictures, running) {
   const now = pictures.at(-1);
   show("error", short(now.error));
   show("steps", `step ${now.steps}`);
   show("rate", running ? `${rate(pictures)} steps a second` : "at rest");
   showLambda(now.lambda);
-  if (!now.steps) performance.mark("first picture");
 }
 
 /** Steps a second, over the last second. */

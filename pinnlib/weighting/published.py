@@ -53,8 +53,8 @@ class GradientBalancer(Balancer):
 
         .. math:: \hat\lambda_k &= \frac{\lVert\nabla_\theta \mathcal L_\text{data}\rVert_2}
            {\lVert\nabla_\theta \mathcal L_k\rVert_2}, \\
-           \lambda_k &\leftarrow \lambda_k^{1-\alpha}\, \hat\lambda_k^\alpha, \qquad
-           \alpha = 0.1, \text{ every 10 steps},
+           \lambda_k &\leftarrow \lambda_k^{1-\alpha}\, \hat\lambda_k^\alpha, \\
+           \alpha &= 0.1, \text{ every 10 steps},
 
         from the first ratio on, and within a tenth and ten times that, so that no term falls silent
         when another is fitted.

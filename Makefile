@@ -35,7 +35,7 @@ test: $(INSTALLED) lint ## check everything: style, types, website, package, tex
 	@echo "Testing the package, the text, and every chapter (executed anew, several minutes) …"
 	@$(BIN)/pytest -n logical --dist loadfile -rs --nbval --nbval-current-env chapters tests pinnlib
 
-unit: $(INSTALLED) ## test the package only (a minute or two)
+unit: $(INSTALLED) ## test the package only (a minute)
 	@$(BIN)/pytest -q -n logical --dist loadfile --no-loadscope-reorder tests pinnlib $(addprefix --ignore tests/test_, $(BOOK_TESTS:=.py))
 
 test-peers: $(PEERS)/.installed ## run "Use it on your own PINN" with Lightning, DeepXDE and PINA

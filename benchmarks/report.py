@@ -16,6 +16,11 @@ def compact(results: Results) -> str:
     return re.sub(r"\[[^\[\]{}]*\]", lambda m: " ".join(m[0].split()), text) + "\n"
 
 
+def rounded(x: float) -> float:
+    """Three digits are enough for a file of results."""
+    return float(f"{x:.3g}")
+
+
 def write(results: Results, folder: Path) -> None:
     """Write the tables and the figures of those parts that have been measured."""
     (folder / "results.md").write_text(markdown(results))

@@ -59,7 +59,7 @@ def errors_of(title: str, setting: str) -> list[float]:
         record_every=1000,
         run=Recorded,
     )
-    return [float(f"{e:.3g}") for e in history.errors[:, -1]]
+    return [report.rounded(e) for e in history.errors[:, -1]]
 
 
 def regret(errors: dict[str, dict[str, list[float]]], setting: str) -> float:
@@ -72,31 +72,32 @@ def regret(errors: dict[str, dict[str, list[float]]], setting: str) -> float:
 
 def table(found: dict[str, Any]) -> str:
     errors = found["errors"]
-    lines = [
-        "# Rules under Adam",
-        "",
-        f"Relative L2 error at the end, median and worst of {len(SEEDS)} seeds; the last "
-        "column is the geometric mean, over the problems, of the median over that of the best "
-        f"constant. {found['machine']}, PyTorch {found['torch']}, {found['date']}.",
-        "",
-        "| weights | " + " | ".join(errors) + " | over the best constant |",
-        "|---|" + "---|" * (len(errors) + 1),
-    ]
+    rows = []
     for setting in SETTINGS:
         cells = [f"{np.median(e[setting]):.3g} ({max(e[setting]):.2g})" for e in errors.values()]
         name = f"constant {setting}" if setting.isdigit() else setting
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {regret(errors, setting):.2f} |")
-    return "\n".join(lines) + "\n"
+        rows.append([name, *cells, f"{regret(errors, setting):.2f}"])
+    return (
+        "# Rules under Adam\n\n"
+        f"Relative L2 error at the end, median and worst of {len(SEEDS)} seeds; "
+        "the last column is the geometric mean, over the problems, of the median over that of the "
+        f"best constant. {found['machine']}, PyTorch {found['torch']}, {found['date']}.\n\n"
+        f"{report.table(['weights', *errors, 'over the best constant'], rows)}\n"
+    )
+
+
+def results() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {"errors": {}}
 
 
 def main(titles: list[str]) -> None:
     for title in titles or PROBLEMS:
         for setting in SETTINGS:
-            found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"errors": {}}
+            found = results()
             if setting in found["errors"].get(title, {}):
                 continue
             errors = errors_of(title, setting)
-            found = json.loads(RESULTS.read_text()) if RESULTS.exists() else found
+            found = results()  # again: another process may have written meanwhile
             found["errors"].setdefault(title, {})[setting] = errors
             found["date"] = datetime.date.today().isoformat()
             found["machine"], found["torch"] = machine.in_words(), torch.__version__

@@ -165,10 +165,6 @@ def broyden(runner: Runner, balancer: Balancer) -> Callable[[Batch], object]:
 STRETCHES = {"gauss_newton": gauss_newton, "broyden": broyden}
 
 
-def rounded(x: float) -> float:
-    return float(f"{x:.3g}")
-
-
 def study(name: str, found: dict[str, Any], save: Callable[[], None]) -> None:
     """Run what is missing."""
     for title, case in CASES.items():
@@ -182,7 +178,7 @@ def study(name: str, found: dict[str, Any], save: Callable[[], None]) -> None:
                 continue
             runner = runner or Runner(case)
             end, weight, _ = runner.run(name, setting, int(seed))
-            errors[seed], weights[seed] = [rounded(x) for x in end], rounded(weight)
+            errors[seed], weights[seed] = [report.rounded(x) for x in end], report.rounded(weight)
             print(f"{name}, {title}, {setting}, seed {seed}: {errors[seed][-1]:.1e}", flush=True)
             save()
 
@@ -193,7 +189,10 @@ def timing(name: str, found: dict[str, Any], save: Callable[[], None]) -> None:
         runner = Runner(case)
         runner.run(name, "held", SEEDS[0])
         _, _, (adam, *stretches) = runner.run(name, "held", SEEDS[0])
-        seconds = {"adam": rounded(adam), "stretch": rounded(float(np.median(stretches)))}
+        seconds = {
+            "adam": report.rounded(adam),
+            "stretch": report.rounded(float(np.median(stretches))),
+        }
         found["seconds"][title] = seconds
         print(f"{name}, {title}: {seconds}", flush=True)
         save()

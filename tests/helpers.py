@@ -18,7 +18,8 @@ from pinnlib.networks import MLP
 from pinnlib.problems import Problem, uniform
 from pinnlib.recording import Recorded
 from pinnlib.step import Step, balanced_backward
-from pinnlib.weighting import Balancer
+from pinnlib.weighting import Balancer, Rule, Seen
+from pinnlib.weighting.rule import State
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -68,6 +69,13 @@ def rows(*sizes: float, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 # Losses
+
+
+class Inverse(Rule):
+    """Each weight is one over its loss: a rule that never looks at gradients."""
+
+    def __call__(self, seen: Seen, state: State) -> tuple[Tensor, State]:
+        return 1 / seen.losses, state
 
 
 class Branched(nn.Module):

@@ -10,6 +10,7 @@ import torch
 from helpers import (
     EXPONENTS,
     TERMS,
+    Inverse,
     gradients,
     network,
     points,
@@ -37,18 +38,10 @@ from pinnlib.weighting import (
     GradientBalancer,
     KernelTrace,
     Ratio,
-    Rule,
     geometric_mean_of_terms,
 )
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden", "not_compiled")
-
-
-class Inverse(Rule):
-    """Each weight is one over its loss: a rule that never looks at gradients."""
-
-    def __call__(self, seen, state):
-        return 1 / seen.losses, state
 
 
 # Nothing is measured that nobody looks at

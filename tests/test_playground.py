@@ -16,7 +16,7 @@ from playwright._impl._driver import compute_driver_executable
 from playwright.sync_api import Browser, Error, Page
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
-from website import SITE, needs_site, visit
+from website import SITE, needs_site, visit, wait_for_step
 
 from chapters import ROOT
 from pinnlib import GradientBalancer, balanced_backward
@@ -171,11 +171,6 @@ def steps(page: Page) -> int:
 
 def number(page: Page, name: str) -> float:
     return float(shown(page, name).removeprefix("= "))
-
-
-def wait_for_step(page: Page, count: int) -> None:
-    reached = "n => +document.querySelector('[data-value=steps]').innerText.slice(5) >= n"
-    page.wait_for_function(reached, arg=count, timeout=60_000)
 
 
 def at_rest(page: Page) -> int:

@@ -13,6 +13,7 @@ from helpers import (
     EXPONENTS,
     TERMS,
     Branched,
+    Inverse,
     assert_same_parameters,
     gradients,
     network,
@@ -212,11 +213,6 @@ def test_what_it_returns(run):
     assert not weights.requires_grad
     weights.zero_()
     assert balancer.weights[0] == 1
-
-
-class Inverse(weighting.Rule):
-    def __call__(self, seen, state):
-        return 1 / seen.losses, state
 
 
 def test_a_rule_may_look_at_losses_and_a_network_of_a_stack_may_fail():

@@ -66,3 +66,9 @@ def visit(browser: Browser, base: str, name: str, **context: Any) -> Iterator[tu
         yield page, trouble
     finally:
         page.close()
+
+
+def wait_for_step(page: Page, count: int) -> None:
+    """Until the playground has come so far."""
+    reached = "n => +document.querySelector('[data-value=steps]').innerText.slice(5) >= n"
+    page.wait_for_function(reached, arg=count, timeout=60_000)

@@ -6,10 +6,10 @@
  */
 
 /** z = W h, and + b in the columns that hold values. */
-export function linear(theta, { n, m, W, b }, h, z, values) {
+export function linear(theta, { n, m, W, b }, h, z, streams) {
   for (let j = 0; j < m; j++) {
     let z0 = theta[b + j];
-    let z1 = values > 1 ? z0 : 0;
+    let z1 = streams ? 0 : z0;
     let z2 = z1;
     let z3 = z1;
     for (let i = 0, k = W + j * n; i < n; i++, k++) {
@@ -27,10 +27,10 @@ export function linear(theta, { n, m, W, b }, h, z, values) {
 }
 
 /** The way back through a layer: its part of the gradient, and the derivatives by h. */
-export function linearBack(theta, { n, m, W, b }, h, bar, before, g, values) {
+export function linearBack(theta, { n, m, W, b }, h, bar, before, g, streams) {
   for (let j = 0; j < m; j++) {
     const [b0, b1, b2, b3] = [bar[4 * j], bar[4 * j + 1], bar[4 * j + 2], bar[4 * j + 3]];
-    g[b + j] += values > 1 ? b0 + b1 + b2 + b3 : b0;
+    g[b + j] += streams ? b0 : b0 + b1 + b2 + b3;
     for (let i = 0, k = W + j * n; i < n; i++, k++) {
       const w = theta[k];
       g[k] += b0 * h[4 * i] + b1 * h[4 * i + 1] + b2 * h[4 * i + 2] + b3 * h[4 * i + 3];

@@ -69,7 +69,7 @@ export class Network {
   forward(streams) {
     const { h, z, theta, layers } = this;
     layers.forEach((layer, l) => {
-      linear(theta, layer, h[l], z[l + 1], streams ? 1 : 4);
+      linear(theta, layer, h[l], z[l + 1], streams);
       if (l === layers.length - 1) h[l + 1].set(z[l + 1]);
       else if (streams) tanhOfStreams(z[l + 1], h[l + 1], this.operator);
       else tanhOfValues(z[l + 1], h[l + 1]);
@@ -86,7 +86,7 @@ export class Network {
     let last = bar;
     for (let l = layers.length - 1; l >= 0; l--) {
       const before = this.bar[l].fill(0);
-      linearBack(theta, layers[l], h[l], last, before, g, streams ? 1 : 4);
+      linearBack(theta, layers[l], h[l], last, before, g, streams);
       if (l === 0) break;
       if (streams) tanhOfStreamsBack(z[l], h[l], before, this.operator);
       else tanhOfValuesBack(h[l], before);

@@ -13,7 +13,7 @@ const worker = new Worker(URL.createObjectURL(new Blob(code, { type: "text/javas
 let settings;
 let running = !matchMedia("(prefers-reduced-motion: reduce)").matches;
 let id = 0;
-let exact;
+let limit; // of the colours
 let pictures; // of this training, so far
 let field; // of the last of them
 let due = false;
@@ -38,11 +38,11 @@ function restart(what) {
   const training = new Training(settings);
   const { domain, variables } = training.problem;
   show("axes", `${variables[0]} across, ${variables[1]} up, from ${domain[0].join(" to ")}`);
-  exact = training.exact;
+  limit = Math.max(...training.exact.map(Math.abs));
   pictures = [];
   id += 1;
   add(training.picture());
-  drawMaps(field, exact);
+  drawMaps(limit, field, training.exact);
   showNumbers(pictures, running);
   performance.mark("first picture");
   redrawSoon();
@@ -91,7 +91,7 @@ function redrawSoon() {
 
 function redraw() {
   due = false;
-  drawMaps(field, exact);
+  drawMaps(limit, field);
   drawCharts(pictures);
   showNumbers(pictures, running);
 }

@@ -38,11 +38,10 @@ export function showLambda(lambda) {
   show("lambda", `= ${short(lambda)}`);
 }
 
-/** Draw the last prediction beside the exact solution. */
-export function drawMaps(field, exact) {
-  const limit = Math.max(...exact.map(Math.abs));
-  drawMap(maps[0], field, limit);
-  drawMap(maps[1], exact, limit);
+/** Draw a prediction, and beside it the exact solution where that is another than before. */
+export function drawMaps(limit, predicted, exact) {
+  drawMap(maps[0], predicted, limit);
+  if (exact) drawMap(maps[1], exact, limit);
 }
 
 /** Draw the course of a training. Unlike the rest, this has to wait for the layout of the page. */

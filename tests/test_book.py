@@ -299,6 +299,10 @@ FLOORS = {
     "loop": "loop",
     "training": "training",
     "adaptive": "adaptive",
+    "slips": "diagnosis",
+    "inspecting": "diagnosis",
+    "findings": "diagnosis",
+    "diagnosis": "diagnosis",
     "plotting": "plotting",
     "film": "plotting",
 }

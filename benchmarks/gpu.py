@@ -55,7 +55,7 @@ def training(
     """A training step of M networks with N points a set, on the same points at each call."""
     problem = Helmholtz(derivatives=taylor)
     generators = [torch.Generator().manual_seed(seed) for seed in range(m)]
-    networks = [MLP(problem.domain, generator=g).to(dtype) for g in generators]
+    networks = [MLP(problem.domain, 50, 3, generator=g).to(dtype) for g in generators]
     drawn = [problem.sample(n, g) for g in generators]
     batch = {
         name: torch.stack([points[name] for points in drawn]).to(device, dtype) for name in drawn[0]

@@ -44,7 +44,7 @@ def both_ways(problem: Own, derivatives) -> dict[str, Callable[[], Tensor]]:
     """Two functions that give the same gradient matrix."""
     problem.derivatives = derivatives
     generator = torch.Generator().manual_seed(0)
-    model = MLP(problem.domain, generator=generator)
+    model = MLP(problem.domain, 50, 3, generator=generator)
     params = list(model.parameters())
     losses = problem.losses(model, problem.sample(128, generator))
     rows = [([loss], None) for loss in losses.values()]

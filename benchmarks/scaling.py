@@ -73,6 +73,7 @@ def many(m: int, steps: int, run: Callable[..., Any]) -> float:
         KleinGordon(derivatives=taylor),
         GradientBalancer.simplified(),
         seeds=range(m),
+        network=lambda g: MLP(KleinGordon.domain, 50, 3, generator=g),
         steps=2 * steps,
         record_every=steps,
         run=run,
@@ -116,7 +117,7 @@ class Shared(Own):
 def term_step(problem: Own, balanced: bool) -> Callable[[], None]:
     """A step with K terms, of a plain or a balanced network."""
     generator = torch.Generator().manual_seed(0)
-    model = MLP(problem.domain, generator=generator)
+    model = MLP(problem.domain, 50, 3, generator=generator)
     batch = problem.sample(128, generator)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     balancer = GradientBalancer.simplified(problem.names, reference=problem.names[0])

@@ -27,21 +27,21 @@ __all__ = ["adam", "decay"]  # the rest is for training
 
 
 def adam(params: Iterable[Tensor]) -> Optimizer:
-    """Adam with the learning rate 1e-3, the optimizer of the book.
+    """Adam with the learning rate 5e-3, the optimizer of the book.
 
     >>> adam([torch.zeros(1, requires_grad=True)]).defaults["lr"]
-    0.001
+    0.005
     """
     params = list(params)
     fused = params[0].device.type in ("cpu", "cuda")
-    return torch.optim.Adam(params, lr=1e-3, fused=fused)
+    return torch.optim.Adam(params, lr=5e-3, fused=fused)
 
 
 def decay(optimizer: Optimizer) -> LRScheduler:
     """A learning rate that is multiplied by 0.9 every 1000 steps, the schedule of the book.
 
     >>> decay(adam([torch.zeros(1, requires_grad=True)])).get_last_lr()
-    [0.001]
+    [0.005]
     """
     return StepLR(optimizer, step_size=1000, gamma=0.9)
 

@@ -81,7 +81,7 @@ class MLP(_OnDomain):
             positive whole number.
 
     >>> generator = torch.Generator().manual_seed(0)
-    >>> model = MLP([(0, 1), (0, 1)], width=50, depth=3, generator=generator)
+    >>> model = MLP([(0, 1), (0, 1)], width=32, depth=2, generator=generator)
     >>> model(torch.zeros(128, 2)).shape
     torch.Size([128, 1])
     """
@@ -89,8 +89,8 @@ class MLP(_OnDomain):
     def __init__(
         self,
         domain: Sequence[tuple[float, float]],
-        width: int = 50,
-        depth: int = 3,
+        width: int = 32,
+        depth: int = 2,
         outputs: int = 1,
         *,
         generator: torch.Generator,
@@ -135,8 +135,8 @@ class GatedMLP(MLP):
     def __init__(
         self,
         domain: Sequence[tuple[float, float]],
-        width: int = 50,
-        depth: int = 3,
+        width: int = 32,
+        depth: int = 2,
         outputs: int = 1,
         *,
         generator: torch.Generator,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urldefrag, urljoin
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 import pytest
 import yaml
@@ -86,6 +86,7 @@ def test_search_finds_the_chapter(browser: Browser, server: str, scheme: str) ->
 @pytest.mark.parametrize("page_name", PAGES)  # not the search, which is a script
 def test_text_shows_without_javascript(browser: Browser, server: str, page_name: str) -> None:
     with visit(browser, server, page_name, java_script_enabled=False) as (page, _):
+        assert page.locator("html").get_attribute("data-theme") == "light"
         hidden = page.locator("article :is(p, li, pre, h1, h2, h3, td, dt, dd, img)").evaluate_all(
             """elements => elements
                 .filter(e => !e.closest("details:not([open]), thead"))
@@ -95,6 +96,19 @@ def test_text_shows_without_javascript(browser: Browser, server: str, page_name:
         assert hidden == []
         while page.locator("article details:not([open])").count():
             page.locator("article details:not([open]) > summary").first.click()
+
+
+@pytest.mark.parametrize("colors", ["light", "dark"])
+def test_colours_do_not_wait_for_scripts(browser: Browser, server: str, colors: Any) -> None:
+    page = browser.new_page(color_scheme=colors)
+    page.route("**/*.js*", lambda route: route.abort())
+    page.goto(f"{server}chapters/01_plain_pinn.html", wait_until="load")
+    assert page.locator("html").get_attribute("data-theme") == colors
+    for part in ("body", "div.highlight pre"):
+        painted = page.locator(part).first.evaluate("e => getComputedStyle(e).backgroundColor")
+        red = int(painted.partition("(")[2].partition(",")[0])
+        assert (red > 200) == (colors == "light")
+    page.close()
 
 
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])
@@ -243,6 +257,15 @@ def test_page_is_light(page_name: str) -> None:
     images = {url for a, url in links(page_name) if a.name == "img" and url.startswith(HERE)}
     own = {SITE / url.removeprefix(HERE) for url in images}
     assert sum(path.stat().st_size for path in {SITE / page_name, *own}) < 2e6
+
+
+@pytest.mark.parametrize("page_name", PAGES)
+def test_no_script_holds_up_the_text(page_name: str) -> None:
+    page = parse(page_name)
+    scripts = {urlsplit(s["src"]).path.split("/")[-1]: s for s in page.select("script[src]")}
+    assert [n for n, s in scripts.items() if not s.has_attr("defer")] == ["documentation_options.js"]
+    assert ("tex-chtml-full.js" in scripts) == bool(page.select(".math"))
+    assert "fontawesome.js" not in scripts  # 1.5 MB; the icons come from a font
 
 
 def test_second_build_writes_nothing() -> None:

@@ -38,9 +38,9 @@ def in_float64():
 def train_by_hand(model, weights, recorded, *, steps, generator, n=128):
     """What train documents, written out: losses, weights and error at some steps."""
     problem, params, records = Curve(), list(model.parameters()), []
-    optimizer = torch.optim.Adam(params, lr=1e-3)
+    optimizer = torch.optim.Adam(params, lr=5e-3)
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 1e-3 * 0.9 ** (step // 1000)
+        optimizer.param_groups[0]["lr"] = 5e-3 * 0.9 ** (step // 1000)
         losses = problem.losses(model, problem.sample(n, generator))
         current = weights
         if isinstance(weights, GradientBalancer):

@@ -41,7 +41,7 @@ RESULTS = ROOT / "benchmarks" / "results.json"
 COVER_FIGURE = "fig:before-after"
 COVER_FILE = Path("_static") / "before-after.png"
 SEEDS_LINE = re.compile(r"^SEEDS = \[.*\]$", flags=re.MULTILINE)
-THREADS_CALL = "torch.set_num_threads({})  # chapters run side by side"  # 07 times one thread
+THREADS_CALL = "torch.set_num_threads({})  # chapters run side by side"  # 08 times one thread
 
 
 def execute(notebook: NotebookNode) -> tuple[NotebookNode, float]:

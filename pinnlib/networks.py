@@ -129,7 +129,7 @@ class GatedMLP(MLP):
 
     >>> model = GatedMLP([(0, 1)], width=8, generator=torch.Generator().manual_seed(0))
     >>> sum(p.numel() for p in model.parameters()), model(torch.zeros(128, 1)).shape
-    (201, torch.Size([128, 1]))
+    (129, torch.Size([128, 1]))
     """
 
     def __init__(

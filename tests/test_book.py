@@ -28,6 +28,8 @@ every_chapter = pytest.mark.parametrize("notebook", CHAPTERS.values(), ids=CHAPT
 
 # Structure and metadata
 
+TAGS = {"nbval-ignore-output", "hide-input"}
+
 
 def test_toc_has_every_chapter_in_order() -> None:
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
@@ -44,7 +46,7 @@ def test_no_stray_metadata(notebook: NotebookNode) -> None:
     }
     for cell in notebook.cells:
         assert set(cell.metadata) <= {"tags", "mystnb"}, cell.source
-        assert set(cell.metadata.get("tags", [])) <= {"nbval-ignore-output"}, cell.source
+        assert set(cell.metadata.get("tags", [])) <= TAGS, cell.source
 
 
 @every_chapter
@@ -210,7 +212,13 @@ def test_direct_dependency_is_pinned_within_its_range(requirement: Requirement) 
 def test_runtime_dependencies_stay_few_and_loose() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirements = [Requirement(line) for line in project["dependencies"]]
-    assert {r.name for r in requirements} == {"torch", "numpy", "matplotlib", "tqdm"}
+    assert {r.name for r in requirements} == {
+        "torch",
+        "numpy",
+        "matplotlib",
+        "tabulate",
+        "tqdm",
+    }
     assert all(s.operator == ">=" for r in requirements for s in r.specifier)
 
 

@@ -97,7 +97,7 @@ def test_train_by_default(in_float64):
     records = train_by_hand(models[1], CONSTANT, recorded, steps=101, generator=seeded(1))
     assert_history(history, records, recorded)
     assert_same_parameters(*models, rtol=1e-7, atol=1e-10)
-    assert history.errors[-1] < history.errors[0]
+    assert history.errors[-1] < relative_l2_error(curve_network(), Curve())
 
 
 def test_train_depends_on_its_generator_only():
@@ -288,7 +288,7 @@ def test_many_by_default():
     assert history.steps.tolist() == expected.steps.tolist() == [100, 101]
     np.testing.assert_allclose(history.losses["pde"], [expected.losses["pde"]], rtol=1e-3)
     np.testing.assert_allclose(history.errors, [expected.errors], rtol=1e-3)
-    assert next(stack.parameters()).shape == (1, 50, 1)
+    assert next(stack.parameters()).shape == (1, 32, 1)
     assert next(stack.parameters()).dtype == torch.float32
 
 

@@ -11,7 +11,7 @@ from pinnlib.parameters import Used, check_width, layers, trainable
 from pinnlib.residuals import NotFiniteError, check_differentiable, check_finite_losses
 
 # In the order of the API page. The rest is for the modules below this one.
-__all__ = ["gradient_matrix", "mean_abs", "max_abs", "l2_norm", "cosine", "layer_view"]  # noqa: RUF022
+__all__ = ["gradient_matrix", "mean_abs", "max_abs", "l2_norm", "cosine", "alignment", "layer_view"]  # noqa: RUF022
 
 
 def gradient_matrix(losses: Mapping[str, Tensor], params: nn.Module | Iterable[Tensor]) -> Tensor:
@@ -111,18 +111,6 @@ def is_finite(x: Tensor) -> Tensor:
     return (x - x).sum(dim=-1) == 0
 
 
-def check_matrix(terms: Sequence[str], G: Tensor) -> None:
-    """Raise an error if G is no matrix of real numbers with a row for each term."""
-    if not isinstance(G, Tensor) or not G.is_floating_point():
-        kind = G.dtype if isinstance(G, Tensor) else type(G).__name__
-        raise TypeError(f"G is a {kind}: pass a tensor of real floating-point numbers")
-    if G.ndim < 2 or G.shape[-2] != len(terms) or not G.shape[-1]:
-        raise ValueError(
-            f"G has shape {tuple(G.shape)}: it needs one row for each of {list(terms)}, and a "
-            "column for each parameter"
-        )
-
-
 def check_finite(terms: Iterable[str], G: Tensor, step: int | None = None) -> None:
     """Raise a ValueError that names the first term with an infinite or undefined gradient."""
     for term, row in zip(terms, G.detach().unbind(-2), strict=True):
@@ -161,9 +149,7 @@ def mean_abs(G: Tensor, used: Tensor | None = None) -> Tensor:
 def max_abs(G: Tensor, used: Tensor | None = None) -> Tensor:
     r"""Largest absolute value, :math:`\max_i |G_{ki}|`; ``(…, P)`` to ``(…)``.
 
-    Args:
-        G: rows ``(…, P)``.
-        used: makes no difference, as unused entries are zero.
+    Unused entries are zero, so ``used`` makes no difference.
 
     >>> max_abs(torch.tensor([[3.0, -4.0]]))
     tensor([4.])
@@ -174,9 +160,7 @@ def max_abs(G: Tensor, used: Tensor | None = None) -> Tensor:
 def l2_norm(G: Tensor, used: Tensor | None = None) -> Tensor:
     r"""Euclidean norm, :math:`\sqrt{\sum_i G_{ki}^2}`; ``(…, P)`` to ``(…)``.
 
-    Args:
-        G: rows ``(…, P)``.
-        used: makes no difference, as unused entries are zero.
+    Unused entries are zero, so ``used`` makes no difference.
 
     >>> l2_norm(torch.tensor([[3.0, -4.0]]))
     tensor([5.])
@@ -213,6 +197,24 @@ def cosine(G: Tensor) -> Tensor:
     unit = scaled / norm.where(norm > 0, 1)
     cosines: Tensor = (unit @ unit.mT).clamp(-1, 1)
     return cosines.masked_fill(torch.eye(G.shape[-2], dtype=torch.bool, device=G.device), 1)
+
+
+def alignment(G: Tensor) -> Tensor:
+    r"""How far all rows point the same way: 1 if they do, :math:`\tfrac2K - 1` at right angles.
+
+    .. math:: a &= 2\, \Big\lVert \frac1K \sum_k \frac{G_k}{\lVert G_k\rVert_2} \Big\rVert_2^2 - 1
+       \\ &= \frac2{K^2} \sum_{j,k} c_{jk} - 1
+
+    The alignment score of :cite:t:`wang2025`, with the cosines of :func:`cosine`: that of two rows
+    is their cosine, and -1 is the least. A row of zeros stands at right angles to the others.
+
+    Args:
+        G: gradient matrix ``(…, K, P)``; the result is ``(…)``.
+
+    >>> alignment(torch.tensor([[1.0, 0.0], [-3.0, 0.0]]))
+    tensor(-1.)
+    """
+    return 2 * cosine(G).mean(dim=(-2, -1)) - 1
 
 
 def layer_view(G: Tensor, named_params: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

@@ -108,6 +108,18 @@ def layers(named_params: Iterable[tuple[str, Tensor]]) -> dict[str, list[tuple[i
     return found
 
 
+def check_matrix(terms: Sequence[str], G: Tensor) -> None:
+    """Raise an error if G is no matrix of real numbers with a row for each term."""
+    if not isinstance(G, Tensor) or not G.is_floating_point():
+        kind = G.dtype if isinstance(G, Tensor) else type(G).__name__
+        raise TypeError(f"G is a {kind}: pass a tensor of real floating-point numbers")
+    if G.ndim < 2 or G.shape[-2] != len(terms) or not G.shape[-1]:
+        raise ValueError(
+            f"G has shape {tuple(G.shape)}: it needs one row for each of {list(terms)}, and a "
+            "column for each parameter"
+        )
+
+
 def check_width(G: Tensor, wanted: int) -> None:
     """Raise a ValueError if G was computed for other parameters."""
     if G.shape[-1] != wanted:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from pinnlib import gradient_matrix
 from pinnlib.gradients import (
+    alignment,
     check_finite,
-    check_matrix,
     check_used,
     cosine,
     gradient_rows,
@@ -333,28 +333,6 @@ def test_is_finite_as_pytorch_says(entries, bad, at):
     assert is_finite(x).tolist() == x.isfinite().all(dim=-1).tolist()
 
 
-@pytest.mark.parametrize(
-    ("G", "error", "message"),
-    [
-        (
-            torch.ones(3, 2),
-            ValueError,
-            r"shape \(3, 2\): it needs one row for each of \['a', 'b'\]",
-        ),
-        (torch.ones(2), ValueError, r"shape \(2,\): it needs one row for each"),
-        (torch.ones(2, 0), ValueError, r"shape \(2, 0\): .* a column for each parameter"),
-        (torch.ones(2, 3, dtype=torch.int64), TypeError, "G is a torch.int64: pass a tensor of"),
-        (torch.ones(2, 3, dtype=torch.complex64), TypeError, "G is a torch.complex64: .* real"),
-        (torch.ones(2, 3).numpy(), TypeError, "G is a ndarray: pass a tensor"),
-        ([[1.0], [2.0]], TypeError, "G is a list: pass a tensor"),
-    ],
-)
-def test_check_matrix(G, error, message):
-    check_matrix(["a", "b"], torch.ones(5, 2, 1))
-    with pytest.raises(error, match=message):
-        check_matrix(["a", "b"], G)
-
-
 # Statistics
 
 
@@ -476,6 +454,36 @@ def test_cosine_is_symmetric_with_a_diagonal_of_exactly_one():
     C = cosine(torch.randn(6, 300, generator=seeded()))
     torch.testing.assert_close(C, C.T)
     assert (C.diagonal() == 1).all()
+
+
+# alignment
+
+
+@given(exponents=st.lists(EXPONENTS, min_size=1, max_size=5))
+def test_alignment_is_twice_the_square_of_the_mean_unit_row_less_one(exponents):
+    scales = torch.tensor([10.0**e for e in exponents], dtype=torch.float64)
+    G = torch.randn(len(scales), 7, dtype=torch.float64, generator=seeded()) * scales[:, None]
+    unit = G / (G**2).sum(dim=1, keepdim=True).sqrt()
+    torch.testing.assert_close(alignment(G), 2 * (unit.mean(dim=0) ** 2).sum() - 1)
+    torch.testing.assert_close(alignment(G), 2 * cosine(G).mean() - 1)
+
+
+def test_alignment_of_two_rows_is_their_cosine():
+    G = torch.randn(4, 2, 30, dtype=torch.float64, generator=seeded())
+    assert alignment(G).shape == (4,)
+    torch.testing.assert_close(alignment(G), cosine(G)[:, 0, 1])
+
+
+@pytest.mark.parametrize("terms", [1, 2, 5])
+def test_alignment_along_against_and_at_right_angles(terms):
+    sizes = torch.arange(1.0, terms + 1)
+    assert alignment(sizes[:, None] * torch.ones(terms, 3)).item() == pytest.approx(1)
+    assert alignment(torch.diag(sizes)).item() == pytest.approx(2 / terms - 1)
+    assert alignment(torch.zeros(terms, 3)).item() == pytest.approx(2 / terms - 1)
+    if terms > 1:  # a closed polygon
+        angles = 2 * math.pi * torch.arange(terms) / terms
+        around = torch.stack([angles.cos(), angles.sin()], dim=1) * sizes[:, None]
+        assert alignment(around).item() == pytest.approx(-1, abs=1e-6)
 
 
 # layer_view

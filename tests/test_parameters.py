@@ -6,6 +6,7 @@ from torch import nn
 
 from pinnlib.parameters import (
     accumulate,
+    check_matrix,
     check_optimizer,
     check_width,
     gradients_of,
@@ -231,3 +232,28 @@ def test_a_matrix_of_other_parameters_is_refused():
             check_width(torch.ones(shape), 5)
     with pytest.raises(ValueError, match="G has 3 columns, but the parameters have 2 entries"):
         check_width(torch.ones(2, 3), 2)
+
+
+# check_matrix
+
+
+@pytest.mark.parametrize(
+    ("G", "error", "message"),
+    [
+        (
+            torch.ones(3, 2),
+            ValueError,
+            r"shape \(3, 2\): it needs one row for each of \['a', 'b'\]",
+        ),
+        (torch.ones(2), ValueError, r"shape \(2,\): it needs one row for each"),
+        (torch.ones(2, 0), ValueError, r"shape \(2, 0\): .* a column for each parameter"),
+        (torch.ones(2, 3, dtype=torch.int64), TypeError, "G is a torch.int64: pass a tensor of"),
+        (torch.ones(2, 3, dtype=torch.complex64), TypeError, "G is a torch.complex64: .* real"),
+        (torch.ones(2, 3).numpy(), TypeError, "G is a ndarray: pass a tensor"),
+        ([[1.0], [2.0]], TypeError, "G is a list: pass a tensor"),
+    ],
+)
+def test_check_matrix(G, error, message):
+    check_matrix(["a", "b"], torch.ones(5, 2, 1))
+    with pytest.raises(error, match=message):
+        check_matrix(["a", "b"], G)

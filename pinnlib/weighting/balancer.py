@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pinnlib.gradients import check_finite, check_matrix
+from pinnlib.gradients import check_finite
+from pinnlib.parameters import check_matrix
 from pinnlib.residuals import NotFiniteError, check_names
 from pinnlib.weighting.by_term import ByTerm
 from pinnlib.weighting.checkpoint import checked
@@ -140,8 +141,7 @@ class Balancer:
         """
         check_matrix(self.terms, G)
         check_finite(self.terms, G, self.step)
-        rows = G.detach(), None
-        return self.advance(G.shape[:-2], G.device, losses=losses, rows=lambda: rows)
+        return self.advance(G.shape[:-2], G.device, losses=losses, rows=lambda: (G.detach(), None))
 
     def advance(self, stack: tuple[int, ...], device: torch.device, **shown: Any) -> Tensor:
         """Take one step with anything that a rule may look at, and return the weights.

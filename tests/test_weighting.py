@@ -19,13 +19,18 @@ from pinnlib.gradients import l2_norm, max_abs, mean_abs
 from pinnlib.networks import Stacked
 from pinnlib.residuals import losses_of
 from pinnlib.weighting import (
+    DCGD,
     Balancer,
+    ConFIG,
     Constant,
     Follow,
     KernelTrace,
     Ratio,
+    ReLoBRaLo,
     Rule,
     Seen,
+    SoftAdapt,
+    Uncertainty,
     arithmetic_average,
     geometric_mean_of_terms,
     logarithmic_average,
@@ -293,6 +298,11 @@ BALANCERS = {
     "journal": lambda: published("journal", every=2, average=logarithmic_average),
     "jaxpi": lambda: published("jaxpi", every=2),
     "kernel": lambda: Balancer(TERMS, Follow(KernelTrace(seed=3), 0.5, bounds=(0.5, 2)), every=2),
+    "soft": lambda: Balancer(TERMS, SoftAdapt(loss_weighted=True), every=2),
+    "relobralo": lambda: Balancer(TERMS, ReLoBRaLo(0.1, rho=0.5, seed=3)),
+    "uncertainty": lambda: Balancer(TERMS, Uncertainty(rate=0.01)),
+    "config": lambda: Balancer(TERMS, ConFIG()),
+    "dcgd": lambda: Balancer(TERMS, DCGD(), every=2),
     "constant": lambda: Balancer(TERMS, {"pde": 0.1, "data": 10.0, "initial": 1.0}),
     "own": lambda: Balancer(TERMS, InverseLoss()),
 }

@@ -3,6 +3,7 @@
 from pinnlib.weighting.balancer import Balancer
 from pinnlib.weighting.by_term import ByTerm
 from pinnlib.weighting.constant import Constant
+from pinnlib.weighting.directions import DCGD, ConFIG, Gramian
 from pinnlib.weighting.follow import (
     Average,
     Follow,
@@ -10,6 +11,7 @@ from pinnlib.weighting.follow import (
     logarithmic_average,
 )
 from pinnlib.weighting.kernel import KernelTrace
+from pinnlib.weighting.losses import ReLoBRaLo, SoftAdapt, Uncertainty
 from pinnlib.weighting.published import GradientBalancer
 from pinnlib.weighting.ratio import (
     LayerMax,
@@ -23,21 +25,27 @@ from pinnlib.weighting.ratio import (
 from pinnlib.weighting.rule import Rule, Seen, State
 
 __all__ = [
+    "DCGD",
     "Average",
     "Balancer",
     "ByTerm",
+    "ConFIG",
     "Constant",
     "Follow",
     "GradientBalancer",
+    "Gramian",
     "KernelTrace",
     "LayerMax",
     "LayerMeans",
     "Ratio",
+    "ReLoBRaLo",
     "Reference",
     "Rule",
     "Seen",
+    "SoftAdapt",
     "State",
     "Statistic",
+    "Uncertainty",
     "arithmetic_average",
     "geometric_mean_of_terms",
     "logarithmic_average",

@@ -41,10 +41,7 @@ class KernelTrace(Rule):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise TypeError(f"seed is {self.seed!r}: pass a whole number")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed is {self.seed}: pass a number from 0 to 2**31 - 1")
+        check_seed(self.seed)
 
     def start(self, terms: Sequence[str], weights: Tensor) -> State:
         check_reference(self.reference, terms)
@@ -55,6 +52,14 @@ class KernelTrace(Rule):
         traces = rows.to(seen.weights.dtype).square().sum(dim=-1)
         R = reference_size(self.reference, seen.terms, traces)
         return ratio(traces, R, torch.finfo(rows.dtype).max), state | {"key": state["key"] + 1}
+
+
+def check_seed(seed: int) -> None:
+    """Raise an error if a seed is no whole number in its range."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed is {seed!r}: pass a whole number")
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"seed is {seed}: pass a number from 0 to 2**31 - 1")
 
 
 def factors(key: Tensor, k: int, j: int, n: int) -> Tensor:
@@ -68,24 +73,33 @@ def factors(key: Tensor, k: int, j: int, n: int) -> Tensor:
 
 
 def signs(key: Tensor, n: int) -> Tensor:
-    """n random signs, ``(n,)``: a pure function of a key, the same on each device and compiled.
+    """n random signs, ``(n,)``: the highest of the :func:`bits`.
 
-    Integers are mixed as in the generator SplitMix64; a sign is the highest bit.
+    >>> signs(torch.tensor(0), 1000).abs().unique().tolist()
+    [1]
+    """
+    return torch.where(bits(key, n) < 0, -1, 1)
+
+
+def bits(key: Tensor, n: int) -> Tensor:
+    """n times 64 random bits, ``(n,)``: a pure function of a key, on each device and compiled.
+
+    Integers are mixed as in the generator SplitMix64.
 
     Args:
         key: an integer tensor without dimensions.
         n: how many.
 
-    >>> signs(torch.tensor(0), 1000).abs().unique().tolist()
-    [1]
+    >>> bits(torch.tensor(0), 2)
+    tensor([                   0, -2152535657050944081])
     """
 
-    def fold(z: Tensor, bits: int) -> Tensor:
+    def fold(z: Tensor, shift: int) -> Tensor:
         # The shift of a signed integer repeats its sign: only the bits that moved are kept.
-        return z ^ ((z >> bits) & ((1 << (64 - bits)) - 1))
+        return z ^ ((z >> shift) & ((1 << (64 - shift)) - 1))
 
     z = torch.arange(n, device=key.device) + (key << 32)
     z = z * -0x61C8864680B583EB
     z = fold(z, 30) * -0x40A7B892E31B1A47
     z = fold(z, 27) * -0x6B2FB644ECCEEE15
-    return torch.where(z < 0, -1, 1)  # the last fold leaves the highest bit as it is
+    return fold(z, 31)

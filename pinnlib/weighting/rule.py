@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
@@ -150,3 +151,17 @@ def answer(rule: Rule, seen: Seen, state: State) -> tuple[Tensor, State]:
         )
     kept = {name: value.detach() for name, value in state.items()}
     return weights.detach().to(seen.weights.dtype), kept
+
+
+def is_recording() -> bool:
+    """Whether what runs now is being recorded, for later calls that run the operations alone."""
+    tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")  # slow to import for nothing
+    return tracer is not None and tracer.get_proxy_mode() is not None
+
+
+def check_number(name: str, value: float, is_valid: Callable[[float], bool], wanted: str) -> None:
+    """Raise an error that names a setting if it is not what is wanted."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is {value!r}: pass {wanted}")
+    if not is_valid(value):
+        raise ValueError(f"{name} is {value!r}: pass {wanted}")

@@ -12,6 +12,7 @@ from pinnlib.weighting.follow import (
 )
 from pinnlib.weighting.kernel import KernelTrace
 from pinnlib.weighting.losses import ReLoBRaLo, SoftAdapt, Uncertainty
+from pinnlib.weighting.pointwise import ResidualAttention
 from pinnlib.weighting.published import GradientBalancer
 from pinnlib.weighting.ratio import (
     LayerMax,
@@ -40,6 +41,7 @@ __all__ = [
     "Ratio",
     "ReLoBRaLo",
     "Reference",
+    "ResidualAttention",
     "Rule",
     "Seen",
     "SoftAdapt",

@@ -26,7 +26,10 @@ from pinnlib.step import Weights
 from pinnlib.training import train_many
 
 SEEDS = [200, 201, 202, 203, 204, 205]
-STEPS = {"Klein–Gordon": 5000, "Helmholtz": 10_000}  # longer than the book's, larger networks, smaller steps
+STEPS = {
+    "Klein–Gordon": 5000,
+    "Helmholtz": 10_000,
+}  # longer than the book's, larger networks, smaller steps
 RESULTS = Path(__file__).with_name("rules.json")
 PROBLEMS = {"Klein–Gordon": KleinGordon, "Helmholtz": Helmholtz}
 CONSTANTS = ["10", "100", "1000"]

@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
@@ -19,6 +20,18 @@ settings.register_profile(
     "pinnlib", deadline=None, derandomize=True, database=None, max_examples=25
 )
 settings.load_profile("pinnlib")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Chapters that are executed side by side have kernels that never meet."""
+    if getattr(config.option, "nbval", False):
+        import nbval.kernel
+        from jupyter_client.manager import KernelManager
+        from kernels import apart
+
+        folder = tempfile.TemporaryDirectory(prefix="kernel-")
+        config.add_cleanup(folder.cleanup)
+        nbval.kernel.KernelManager = functools.partial(apart, folder.name, KernelManager)
 
 
 def pytest_collection_finish() -> None:

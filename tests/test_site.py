@@ -263,7 +263,9 @@ def test_page_is_light(page_name: str) -> None:
 def test_no_script_holds_up_the_text(page_name: str) -> None:
     page = parse(page_name)
     scripts = {urlsplit(s["src"]).path.split("/")[-1]: s for s in page.select("script[src]")}
-    assert [n for n, s in scripts.items() if not s.has_attr("defer")] == ["documentation_options.js"]
+    assert [n for n, s in scripts.items() if not s.has_attr("defer")] == [
+        "documentation_options.js"
+    ]
     assert ("tex-chtml-full.js" in scripts) == bool(page.select(".math"))
     assert "fontawesome.js" not in scripts  # 1.5 MB; the icons come from a font
 

@@ -3,7 +3,8 @@
 python tools/chapters.py site [--committed]   lay out _build/src, executing what changed; or
                                               _build/committed/src, from the committed outputs
 python tools/chapters.py refresh [NAME …]     renew the committed outputs of chapters/NAME*.ipynb
-python tools/chapters.py check --seeds S … --threads T   execute with other seeds, keep nothing
+python tools/chapters.py check [NAME …] --seeds S … --threads T   execute with other seeds, keep
+                                              nothing: three at a time, as many as are given
 """
 
 import argparse
@@ -11,16 +12,20 @@ import base64
 import hashlib
 import os
 import re
+import resource
 import shutil
 import sys
-import time
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import NamedTuple
 
 import nbformat
+from jupyter_client.manager import AsyncKernelManager
+from kernels import apart
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,54 +46,79 @@ RESULTS = ROOT / "benchmarks" / "results.json"
 COVER_FIGURE = "fig:before-after"
 COVER_FILE = Path("_static") / "before-after.png"
 SEEDS_LINE = re.compile(r"^SEEDS = \[.*\]$", flags=re.MULTILINE)
-THREADS_CALL = "torch.set_num_threads({})  # chapters run side by side"  # 08 times one thread
+THREADS_LINE = re.compile(r"^torch\.set_num_threads\(1\)  # .*$", flags=re.MULTILINE)
 
 
-def execute(notebook: NotebookNode) -> tuple[NotebookNode, float]:
-    """Run a notebook top to bottom in a fresh kernel: cells and outputs only, and the seconds."""
-    start = time.perf_counter()
-    NotebookClient(
-        notebook,
-        timeout=1200,
-        kernel_name="python3",
-        record_timing=False,
-        coalesce_streams=True,
-        extra_arguments=["--log-level=ERROR"],  # a local kernel need not warn of its connection
-        resources={"metadata": {"path": str(ROOT / "chapters")}},
-    ).execute()
+class Job(NamedTuple):
+    """A chapter to be executed, and what is special about it."""
+
+    path: Path
+    note: str = ""
+
+
+def execute(notebook: NotebookNode, tries: int = 2) -> tuple[NotebookNode, float]:
+    """Run a notebook top to bottom in a fresh kernel: cells and outputs, and the CPU's seconds.
+
+    A kernel that dies, which is no fault of the notebook's, is reported and replaced once.
+    """
+    start = seconds_of_kernels()
+    try:
+        with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
+            NotebookClient(
+                notebook,
+                km=apart(folder, AsyncKernelManager, kernel_name="python3"),
+                timeout=1200,
+                record_timing=False,
+                coalesce_streams=True,
+                extra_arguments=["--log-level=ERROR"],  # a local kernel need not warn
+                resources={"metadata": {"path": str(ROOT / "chapters")}},
+            ).execute(cleanup_kc=True)
+    except DeadKernelError:
+        if tries == 1:
+            raise
+        print("  a kernel died: once more", file=sys.stderr, flush=True)
+        return execute(notebook, tries - 1)
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
-    return notebook, time.perf_counter() - start
+    return notebook, seconds_of_kernels() - start
 
 
-def execute_all(notebooks: dict[Path, NotebookNode]) -> Iterator[tuple[Path, NotebookNode]]:
+def seconds_of_kernels() -> float:
+    """What the kernels that have ended, and the compilers they called, took of the CPU."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def execute_all(notebooks: Mapping[Job, NotebookNode]) -> Iterator[tuple[Job, NotebookNode]]:
     """Run notebooks side by side, one a core; one line for each when it is done.
 
     Yields those that succeeded, as they finish, and exits after the last if one has failed.
     """
-    failed = False
+    failed = []
     # Processes and not threads: an interrupt then reaches each client, which stops its kernel.
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         try:
             # The later chapters take longer: they go first, so that no core idles at the end.
             waiting = sorted(notebooks.items(), reverse=True)
-            running = {pool.submit(execute, notebook): path for path, notebook in waiting}
+            running = {pool.submit(execute, notebook): job for job, notebook in waiting}
             for done in as_completed(running):
-                name = running[done].name
+                name = " ".join(
+                    part for part in (running[done].path.name, running[done].note) if part
+                )
                 try:
                     notebook, seconds = done.result()
-                except CellExecutionError as error:
-                    failed = True
+                except (CellExecutionError, DeadKernelError) as error:
+                    failed.append(name)
                     print(f"  {name}: failed\n{error}", file=sys.stderr, flush=True)
                 else:
-                    print(f"  {name}: executed in {seconds:.0f} s", flush=True)
+                    print(f"  {name}: {seconds:.0f} s of the CPU", flush=True)
                     yield running[done], notebook
         finally:
             pool.shutdown(cancel_futures=True)
     if failed:
-        sys.exit(1)
+        sys.exit("Failed: " + "; ".join(sorted(failed)))
 
 
 def cache_path(path: Path, notebook: NotebookNode) -> Path:
@@ -111,7 +141,7 @@ def executed_chapters() -> dict[Path, NotebookNode]:
         if cached[path].exists():
             print(f"  {path.name}: unchanged", flush=True)
     changed = read([path for path in chapters if not cached[path].exists()])
-    for path, notebook in execute_all(changed):
+    for (path, _), notebook in execute_all(jobs(changed)):
         shutil.rmtree(cached[path].parent, ignore_errors=True)
         cached[path].parent.mkdir(parents=True)
         nbformat.write(notebook, cached[path])
@@ -123,6 +153,15 @@ def executed_chapters() -> dict[Path, NotebookNode]:
                 cell.outputs = executed.outputs
                 cell.execution_count = executed.execution_count
     return chapters
+
+
+def named(names: Sequence[str]) -> list[Path]:
+    """The chapters whose names begin so; all, if none is given."""
+    return [path for path in CHAPTERS if path.name.startswith(tuple(names) or "")]
+
+
+def jobs(notebooks: Mapping[Path, NotebookNode]) -> dict[Job, NotebookNode]:
+    return {Job(path): notebook for path, notebook in notebooks.items()}
 
 
 def read(paths: Sequence[Path]) -> dict[Path, NotebookNode]:
@@ -169,29 +208,47 @@ def site_files() -> Iterator[Path]:
 
 def refresh(names: Sequence[str]) -> None:
     """Execute chapters in place, and take the cover figure from them."""
-    chapters = read([path for path in CHAPTERS if path.name.startswith(tuple(names) or "")])
-    for path, notebook in execute_all(chapters):
+    chapters = read(named(names))
+    for (path, _), notebook in execute_all(jobs(chapters)):
         nbformat.write(notebook, path)
         if (png := cover_figure({path: notebook})) is not None:
             (ROOT / COVER_FILE).write_bytes(png)
 
 
-def check(seeds: Sequence[int], threads: int) -> None:
-    """Execute the chapters with other seeds: an assert that fails is a claim that was luck."""
-    chapters = read(CHAPTERS)
-    for path, notebook in chapters.items():
-        replaced = 0
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                cell.source, found = SEEDS_LINE.subn(f"SEEDS = {list(seeds)}", cell.source)
-                cell.source = cell.source.replace(
-                    THREADS_CALL.format(1), THREADS_CALL.format(threads)
-                )
-                replaced += found
-        if replaced != 1:
-            sys.exit(f"{path.name} has {replaced} lines SEEDS = […]: it needs exactly one")
-    for _ in execute_all(chapters):
+def check(names: Sequence[str], seeds: Sequence[int], threads: int) -> None:
+    """Execute chapters with other seeds: an assert that fails is a claim that was luck."""
+    if len(seeds) % 3:
+        sys.exit(f"{len(seeds)} seeds: pass three, or six, or nine …, as a chapter takes three")
+
+    def with_threads(found: re.Match[str]) -> str:
+        times_one_thread = "side by side" not in found[0]
+        return found[0] if times_one_thread else found[0].replace("(1)", f"({threads})")
+
+    waiting = {}
+    for start in range(0, len(seeds), 3):
+        triple = list(seeds[start : start + 3])
+        for path, notebook in read(named(names)).items():
+            put(notebook, SEEDS_LINE, f"SEEDS = {triple}", path.name)
+            put(notebook, THREADS_LINE, with_threads, path.name)
+            waiting[Job(path, f"with seeds {triple}")] = notebook
+    for _ in execute_all(waiting):
         pass
+
+
+def put(
+    notebook: NotebookNode,
+    line: re.Pattern[str],
+    other: str | Callable[[re.Match[str]], str],
+    name: str,
+) -> None:
+    """Replace the one line of a notebook that matches."""
+    found = 0
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.source, count = line.subn(other, cell.source)
+            found += count
+    if found != 1:
+        sys.exit(f"{name} has {found} lines {line.pattern}: it needs exactly one")
 
 
 def main() -> None:
@@ -202,13 +259,14 @@ def main() -> None:
     commands.add_parser("site").add_argument("--committed", action="store_true")
     commands.add_parser("refresh").add_argument("names", nargs="*")
     checking = commands.add_parser("check")
+    checking.add_argument("names", nargs="*")
     checking.add_argument("--seeds", type=int, nargs="+", required=True)
     checking.add_argument("--threads", type=int, required=True)
     arguments = parser.parse_args()
     if arguments.command == "refresh":
         refresh(arguments.names)
     elif arguments.command == "check":
-        check(arguments.seeds, arguments.threads)
+        check(arguments.names, arguments.seeds, arguments.threads)
     elif arguments.committed:
         build = ROOT / "_build" / "committed"
         lay_out(read(CHAPTERS), build / "src", build / "_build")

@@ -15,7 +15,7 @@ JUPYTER_BOOK := $(BIN)/jupyter-book build -q -W -n --keep-going
 # Chapters and tests run side by side, one a core: more threads in each would only get in the way.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help book site test unit test-peers refresh seeds benchmarks mutants stills lint repo-url clean
+.PHONY: help book site test unit links test-peers refresh seeds benchmarks mutants stills lint repo-url clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -41,6 +41,10 @@ test: $(INSTALLED) lint ## check everything: style, types, website, package, tex
 
 unit: $(INSTALLED) ## test the package only (a minute)
 	@$(BIN)/pytest -q -n logical --dist loadfile --no-loadscope-reorder tests pinnlib $(addprefix --ignore tests/test_, $(BOOK_TESTS:=.py))
+
+links: $(INSTALLED) ## look for dead links out of the site (asks each, online)
+	@$(BIN)/python tools/chapters.py site --committed
+	@$(BIN)/jupyter-book build -q --builder custom --custom-builder linkcheck --path-output _build/links _build/committed/src
 
 test-peers: $(PEERS)/.installed ## run "Use it on your own PINN" with Lightning, DeepXDE and PINA
 	@$(PEERS)/bin/pytest -m peers --show-capture=no --disable-warnings tests/test_own_pinn.py

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import readme_renderer.markdown
 import repo_url
 import yaml
 from environments import empty_environment, freeze
+from packaging.requirements import Requirement
 
 from chapters import CHAPTERS, ROOT, cells
 
@@ -77,10 +79,13 @@ def test_wheel_works_in_an_empty_environment(distributions: Path) -> None:
 
 # The workflow
 
-WORKFLOW = yaml.load(
-    (ROOT / ".github" / "workflows" / "book.yml").read_text(),
-    yaml.BaseLoader,  # strings only: else "on" is read as true, and 3.10 as 3.1
-)
+
+def read_workflow(name: str) -> Any:
+    # Strings only: else "on" is read as true, and 3.10 as 3.1.
+    return yaml.load((ROOT / ".github/workflows" / f"{name}.yml").read_text(), yaml.BaseLoader)
+
+
+WORKFLOW = read_workflow("book")
 
 
 def test_workflow_runs_on_every_push() -> None:
@@ -96,8 +101,11 @@ def test_workflow_tests_the_python_versions_of_the_package() -> None:
     assert "{}.{}".format(*sys.version_info) in versions
 
 
-def test_workflow_uses_actions_by_their_commit() -> None:
-    steps = [step for job in WORKFLOW["jobs"].values() for step in job["steps"]]
+@pytest.mark.parametrize("name", ["book", "release", "weekly"])
+def test_workflow_uses_actions_by_their_commit(name: str) -> None:
+    workflow = read_workflow(name)
+    assert workflow["permissions"] == {"contents": "read"}
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
     actions = [step["uses"] for step in steps if "uses" in step]
     assert actions
     assert all(re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", action) for action in actions)
@@ -110,6 +118,15 @@ def test_workflow_may_do_no_more_than_it_must() -> None:
     assert test["steps"][0]["with"]["persist-credentials"] == "false"
     assert publish["permissions"] == {"pages": "write", "id-token": "write"}
     assert all("run" not in step for step in publish["steps"])
+
+
+def test_weekly_commands_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for command in read_workflow("weekly")["jobs"]["check"]["strategy"]["matrix"]["command"]:
+        target = command.rpartition("make ")[2]
+        assert re.search(rf"^{target}: ", makefile, flags=re.MULTILINE)
+    oldest = next(Requirement(d) for d in PROJECT["dependencies"] if d.startswith("torch"))
+    assert f"torch{next(iter(oldest.specifier))}.0".replace(">=", "==") in command
 
 
 def test_workflow_publishes_the_tested_site_from_main_only() -> None:

@@ -9,7 +9,7 @@ VENV := .venv
 PEERS := .venv-peers
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-BOOK_TESTS := benchmarks book colab mutate own_pinn playground release site sync
+BOOK_TESTS := benchmarks book colab mutate my_pinn own_pinn playground release site sync
 JUPYTER_BOOK := $(BIN)/jupyter-book build -q -W -n --keep-going
 
 # Chapters and tests run side by side, one a core: more threads in each would only get in the way.

@@ -42,6 +42,8 @@ class Diagnosis:
     """Euclidean norm of each unweighted gradient, ``(B, K)``."""
     cosines: Tensor
     """Cosines of the angles between the gradients, ``(B, K, K)``."""
+    alignment: Tensor
+    """How far all of them point the same way, as :func:`pinnlib.gradients.alignment`, ``(B,)``."""
     outvoted: Tensor
     """In what share of the batches a small step along the sum makes a term worse, ``(K,)``."""
     findings: tuple[str, ...]
@@ -54,7 +56,7 @@ class Diagnosis:
         heard = sizes[sizes > 0]
         return sizes / heard.min() if len(heard) else sizes
 
-    def tables(self) -> list[Table]:
+    def _tables(self) -> list[Table]:
         """The table of terms, and that of their angles."""
         columns = {
             "loss": middle(self.losses),
@@ -70,17 +72,18 @@ class Diagnosis:
         rows = list(zip(self.terms, *texts.values(), strict=True))
         angles = [[number(c, "+.2f") for c in row] for row in middle(self.cosines).tolist()]
         pairs = [[term, *row] for term, row in zip(self.terms, angles, strict=True)]
+        together = f"alignment {number(middle(self.alignment).item(), '+.2f')}"
         of = f"medians of {n} batches" if (n := len(self.losses)) > 1 else "one batch"
         return [
             Table(f"Terms, {of}", ["term", *texts], rows),
-            Table("Cosines of the gradients", ["term", *self.terms], pairs),
+            Table(f"Cosines of the gradients ({together})", ["term", *self.terms], pairs),
         ]
 
     def __str__(self) -> str:
-        return as_text(self.tables(), self.findings)
+        return as_text(self._tables(), self.findings)
 
     def _repr_html_(self) -> str:
-        return as_html(self.tables(), self.findings)
+        return as_html(self._tables(), self.findings)
 
 
 def diagnose(
@@ -135,12 +138,13 @@ def diagnose(
     with unchanged(params, look.params):
         seen = [look(terms_of) for _ in range(batches)]
     terms = look.terms
-    losses, sizes, norms, cosines = (torch.stack(parts) for parts in zip(*seen, strict=True))
+    losses, sizes, norms, cosines, aligned = (
+        torch.stack(parts) for parts in zip(*seen, strict=True)
+    )
     scale = Balancer(terms, weights or dict.fromkeys(terms, 1.0)).target(torch.ones(len(terms), 1))
     # What has no gradient has no say. This form needs no squares, which could overflow.
     pulls = ((scale * norms).nan_to_num(0)[:, None] @ cosines.nan_to_num(0)).squeeze(1)
     outvoted = (pulls < 0).double().where(norms.isfinite(), torch.nan).nanmean(dim=0)
     words = in_words(terms, scale, losses, norms, cosines, outvoted)
-    return Diagnosis(
-        terms, scale, losses, sizes, norms, cosines, outvoted, (*look.findings(batches), *words)
-    )
+    findings = (*look.findings(batches), *words)
+    return Diagnosis(terms, scale, losses, sizes, norms, cosines, aligned, outvoted, findings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from itertools import combinations
+from textwrap import fill
 from typing import NamedTuple
 
 import torch
@@ -96,7 +97,8 @@ def as_text(tables: Iterable[Table], findings: Iterable[str]) -> str:
         for first, *cells in (heads, *rows):
             padded = (cell.rjust(n) for cell, n in zip(cells, widths[1:], strict=True))
             lines.append("  ".join(["", first.ljust(widths[0]), *padded]))
-    return "\n".join([*lines, "Findings", *(f"  - {finding}" for finding in findings)])
+    items = [fill(f, 80, initial_indent="  - ", subsequent_indent="    ") for f in findings]
+    return "\n".join([*lines, "Findings", *items])
 
 
 def as_html(tables: Iterable[Table], findings: Iterable[str]) -> str:

@@ -8,7 +8,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from pinnlib.gradients import check_finite, check_used, cosine, gradient_rows, l2_norm, mean_abs
+from pinnlib.gradients import (
+    alignment,
+    check_finite,
+    check_used,
+    cosine,
+    gradient_rows,
+    l2_norm,
+    mean_abs,
+)
 from pinnlib.parameters import used_columns, widths
 from pinnlib.residuals import (
     Term,
@@ -32,7 +40,7 @@ class Look:
         self._is_used = [False] * len(params)
 
     def __call__(self, terms_of: Callable[[], Mapping[str, Term]]) -> tuple[Tensor, ...]:
-        """Losses, mean absolute values and norms ``(K,)``, and cosines ``(K, K)``, of a batch."""
+        """Losses, mean absolute values, norms ``(K,)``, cosines ``(K, K)`` and alignment."""
         with Slips() as slips:
             terms = terms_of()
         if not isinstance(terms, Mapping):
@@ -63,7 +71,8 @@ class Look:
             self._is_used = [a or b for a, b in zip(self._is_used, used[0], strict=True)]
         is_measured = ~sizes.isnan()
         norms = l2_norm(G).where(is_measured, torch.nan)
-        return losses, sizes, norms, cosine(G).where(is_measured & is_measured[:, None], torch.nan)
+        cosines = cosine(G).where(is_measured & is_measured[:, None], torch.nan)
+        return losses, sizes, norms, cosines, alignment(G[is_measured])
 
     def findings(self, batches: int) -> Iterator[str]:
         """What is wrong, once each."""

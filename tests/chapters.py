@@ -39,3 +39,16 @@ def solutions(notebook: NotebookNode) -> list[str]:
         for fold in folds
         for block in re.findall(r"```python\n(.*?)```", fold, flags=re.DOTALL)
     ]
+
+
+def blocks(page: str) -> list[tuple[str, str, str]]:
+    """The Python blocks of a page of reference/: the heading above, the code, the output below."""
+    text = (ROOT / "reference" / page).read_text()
+    pattern = r"^(#+) ([^\n]*)$|^```python\n(.*?)^```$(?:\n\n^```text\n(.*?)^```$)?"
+    found, heading = [], ""
+    for match in re.finditer(pattern, text, flags=re.DOTALL | re.MULTILINE):
+        if match[1]:
+            heading = match[2]
+        else:
+            found.append((heading, match[3], match[4] or ""))
+    return found

@@ -42,6 +42,7 @@ def look(*rows: dict[str, list[float]], **settings: Any) -> Diagnosis:
 def test_numbers_of_two_rows_by_hand() -> None:
     found = look({"a": [3.0, 4.0], "b": [0.0, -50.0]}, {"a": [3.0, 4.0], "b": [0.0, 50.0]})
     assert found.terms == ("a", "b")
+    assert "(alignment +0.00)" in str(found)
     assert found.norms.tolist() == [[5, 50]] * 2
     assert found.mean_abs.tolist() == [[3.5, 25]] * 2
     assert found.losses.tolist() == [[0, 0]] * 2
@@ -49,6 +50,7 @@ def test_numbers_of_two_rows_by_hand() -> None:
     assert found.ratios.tolist() == [1, 10]
     cosine = torch.tensor([[1, 0.8], [0.8, 1]], dtype=torch.float64)
     torch.testing.assert_close(found.cosines[1], cosine)
+    torch.testing.assert_close(found.alignment, torch.tensor([-0.8, 0.8]).double())
     torch.testing.assert_close(found.cosines[0], 2 * torch.eye(2).double() - cosine)
 
 
@@ -57,6 +59,9 @@ def test_two_can_outvote_a_third_and_weights_can_help_it() -> None:
     assert look(rows).outvoted.tolist() == [0, 0, 1]
     weighted = look(rows, weights={"c": 3.0, "b": 1.0, "a": 1.0})
     assert weighted.outvoted.tolist() == [1, 1, 0]
+    unit = torch.tensor(list(rows.values())).double()
+    together = (unit / unit.norm(dim=1, keepdim=True)).mean(dim=0).square().sum()
+    torch.testing.assert_close(weighted.alignment, 2 * together[None] - 1)
     assert weighted.weights.tolist() == [1, 1, 3]
     assert torch.equal(weighted.norms, look(rows).norms)
     torch.testing.assert_close(weighted.ratios[2], 3 / torch.tensor(1.04).double().sqrt())
@@ -270,6 +275,7 @@ def test_finds_a_slip_and_measures_the_other_term(term: Any, words: str) -> None
     (good,) = gradient_matrix({"data": terms()["data"]}, model)
     torch.testing.assert_close(found.norms[:, 0], good.norm().expand(2))
     if found.norms[:, 1].isnan().all():
+        assert found.alignment.tolist() == [1, 1]
         assert found.outvoted[0] == 0
         assert found.outvoted[1].isnan()
     assert str(found)
@@ -471,7 +477,9 @@ def test_text_and_html_show_the_same() -> None:
             line = "  ".join([row.th.text, *cells])
             assert line.split() in [shown.split() for shown in str(found).splitlines()]
     assert [li.text for li in page.select("li")] == list(found.findings)
-    assert str(found).splitlines()[-len(found.findings) :] == [f"  - {f}" for f in found.findings]
+    told = str(found).partition("Findings\n")[2]
+    assert max(map(len, told.splitlines())) <= 80
+    assert " ".join(told.split()) == " ".join(f"- {finding}" for finding in found.findings)
 
 
 def test_columns_stand_one_below_the_other() -> None:

@@ -4,7 +4,6 @@ Those that need another library are marked `peers` and run with `make test-peers
 """
 
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import pinnlib
+from chapters import blocks
 
-PAGE = (Path(__file__).resolve().parent.parent / "reference" / "own_pinn.md").read_text()
-BLOCKS = dict(re.findall(r"^## ([^\n]*)\n(?:(?!\n## ).)*?```python\n(.*?)```", PAGE, re.S | re.M))
+BLOCKS = {heading: code for heading, code, _ in blocks("own_pinn.md")}
 
 Run = Callable[[str], dict[str, Any]]
 

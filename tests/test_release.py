@@ -64,7 +64,7 @@ def test_wheel_works_in_an_empty_environment(distributions: Path) -> None:
     (wheel,) = distributions.glob("*.whl")
     path = ROOT / "_build" / "environments" / "wheel"
     shutil.rmtree(path, ignore_errors=True)
-    python = empty_environment(path, "torch", "numpy", "matplotlib", "tqdm", "pytest")
+    python = empty_environment(path, "torch", "numpy", "matplotlib", "tabulate", "tqdm", "pytest")
     before = freeze(python)
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-index", wheel], check=True)
     (added,) = set(freeze(python)) - set(before)

@@ -122,6 +122,17 @@ def test_fifty_steps_are_those_of_pinnlib(
             torch.testing.assert_close(found_there, value, **close)
 
 
+@pytest.mark.parametrize(
+    ("rule", "expected"), [("constant", 0.02), ("plain", 1), ("simplified", 1), ("root", 1)]
+)
+def test_a_gradient_of_zero_has_no_ratio(rule: str, expected: float) -> None:
+    code = f"""import {{ follow, rules }} from "{(FOLDER / "balancer.mjs").as_uri()}";
+        console.log(follow(rules.{rule}, 1, [0.5, 0], 0.02));"""
+    command = [node(), "--input-type=module", "--eval", code]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert float(found) == expected
+
+
 def test_the_three_tries_lead_where_the_page_says() -> None:
     tries = under_node("playground_tries.mjs", 31, 32, 33, 34)
 

@@ -1,6 +1,6 @@
 """Rules under Adam: which weights end where, on seeds that chose none of them.
 
-``python -m benchmarks.rules [PROBLEM …]`` writes ``rules.json`` and ``rules.md`` beside this file,
+``python -m benchmarks.rules [PROTOCOL …]`` writes ``rules.json`` and ``rules.md`` beside this file,
 and goes on where it was interrupted.
 """
 
@@ -9,62 +9,80 @@ from __future__ import annotations
 import datetime
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from benchmarks import machine, report
 from pinnlib import GradientBalancer
 from pinnlib.derivatives import taylor
 from pinnlib.networks import MLP
-from pinnlib.problems import Helmholtz, KleinGordon
+from pinnlib.problems import Helmholtz, KleinGordon, Problem
 from pinnlib.recording import Recorded
 from pinnlib.step import Weights
 from pinnlib.training import train_many
 
-SEEDS = [200, 201, 202, 203, 204, 205]
-STEPS = {
-    "Klein–Gordon": 5000,
-    "Helmholtz": 10_000,
-}  # longer than the book's, larger networks, smaller steps
 RESULTS = Path(__file__).with_name("rules.json")
-PROBLEMS = {"Klein–Gordon": KleinGordon, "Helmholtz": Helmholtz}
+PROBLEMS: dict[str, type[Problem]] = {"Klein–Gordon": KleinGordon, "Helmholtz": Helmholtz}
 CONSTANTS = ["10", "100", "1000"]
 
 
-def network(domain: list[tuple[float, float]], generator: torch.Generator) -> MLP:
-    return MLP(domain, width=50, depth=3, generator=generator)
+class Protocol(NamedTuple):
+    """How long, how large, how fast; and how often jaxpi's rule looks."""
+
+    seeds: range
+    steps: Mapping[str, int]
+    width: int
+    depth: int
+    rate: float
+    every: int
+
+    def network(self, problem: type[Problem], generator: torch.Generator) -> nn.Module:
+        return MLP(problem.domain, self.width, self.depth, generator=generator)
 
 
-def journal() -> Weights:
-    model = network([(0, 1), (0, 1)], torch.Generator().manual_seed(0))
-    return GradientBalancer.journal(named_params=model.named_parameters())
-
-
-SETTINGS: dict[str, Callable[[], Weights]] = {
-    "1": lambda: {"data": 1.0, "pde": 1.0},
-    **{w: lambda w=w: {"data": float(w), "pde": 1.0} for w in CONSTANTS},  # type: ignore[misc]
-    "bounded": GradientBalancer.bounded,
-    "simplified": GradientBalancer.simplified,
-    "simplified, bounded": lambda: GradientBalancer.simplified(warm_start=True, bounds=(0.1, 10.0)),
-    "journal": journal,
-    "jaxpi": GradientBalancer.jaxpi,
+PROTOCOLS = {
+    "book": Protocol(
+        range(400, 424), {"Klein–Gordon": 2000, "Helmholtz": 3000}, 32, 2, 5e-3, every=100
+    ),
+    "long": Protocol(
+        range(200, 206), {"Klein–Gordon": 5000, "Helmholtz": 10_000}, 50, 3, 1e-3, every=1000
+    ),
 }
 
 
-def errors_of(title: str, setting: str) -> list[float]:
-    """Relative L2 error of each seed at the end, by the book's training."""
-    problem = PROBLEMS[title](derivatives=taylor)
+def journal(protocol: Protocol) -> Weights:
+    model = protocol.network(KleinGordon, torch.Generator().manual_seed(0))
+    return GradientBalancer.journal(named_params=model.named_parameters())
+
+
+SETTINGS: dict[str, Callable[[Protocol], Weights]] = {
+    "1": lambda p: {"data": 1.0, "pde": 1.0},
+    **{w: lambda p, w=w: {"data": float(w), "pde": 1.0} for w in CONSTANTS},  # type: ignore[misc]
+    "bounded": lambda p: GradientBalancer.bounded(),
+    "simplified": lambda p: GradientBalancer.simplified(),
+    "simplified, bounded": lambda p: GradientBalancer.simplified(
+        warm_start=True, bounds=(0.1, 10.0)
+    ),
+    "journal": journal,
+    "jaxpi": lambda p: GradientBalancer.jaxpi(every=p.every),
+}
+
+
+def errors_of(protocol: Protocol, title: str, setting: str) -> list[float]:
+    """Relative L2 error of each seed at the end."""
+    kind = PROBLEMS[title]
     _, history = train_many(
-        problem,
-        SETTINGS[setting](),
-        seeds=SEEDS,
-        steps=STEPS[title],
-        network=lambda g: network(problem.domain, g),
-        optimizer=lambda params: torch.optim.Adam(params, lr=1e-3, fused=True),
+        kind(derivatives=taylor),
+        SETTINGS[setting](protocol),
+        seeds=protocol.seeds,
+        steps=protocol.steps[title],
+        network=lambda g: protocol.network(kind, g),
+        optimizer=lambda params: torch.optim.Adam(params, lr=protocol.rate, fused=True),
         record_every=1000,
         run=Recorded,
     )
@@ -79,41 +97,53 @@ def regret(errors: dict[str, dict[str, list[float]]], setting: str) -> float:
     return float(np.exp(np.mean(np.log(ratios))))
 
 
-def table(found: dict[str, Any]) -> str:
-    errors = found["errors"]
+def section(name: str, found: dict[str, Any]) -> str:
+    errors, protocol = found["errors"], PROTOCOLS[name]
     rows = []
     for setting in SETTINGS:
-        cells = [f"{np.median(e[setting]):.3g} ({max(e[setting]):.2g})" for e in errors.values()]
-        name = f"constant {setting}" if setting.isdigit() else setting
-        rows.append([name, *cells, f"{regret(errors, setting):.2f}"])
+        cells = [
+            f"{min(e[setting]):.2g} · {np.median(e[setting]):.3g} · {max(e[setting]):.2g}"
+            for e in errors.values()
+        ]
+        title = f"constant {setting}" if setting.isdigit() else setting
+        rows.append([title, *cells, f"{regret(errors, setting):.2f}"])
+    steps = ", ".join(f"{n} steps of {title}" for title, n in protocol.steps.items())
     return (
-        "# Rules under Adam\n\n"
-        f"Relative L2 error at the end, median and worst of {len(SEEDS)} seeds; "
-        "the last column is the geometric mean, over the problems, of the median over that of the "
-        f"best constant. {found['machine']}, PyTorch {found['torch']}, {found['date']}.\n\n"
+        f"## The {name} protocol\n\n"
+        f"{steps}; {protocol.depth} layers of {protocol.width}, a rate of {protocol.rate:g}. "
+        f"Relative L2 error at the end, least · median · worst of {len(protocol.seeds)} seeds from "
+        f"{protocol.seeds[0]} on; jaxpi's rule looks every {protocol.every} steps. The last column "
+        "is the geometric mean, over the problems, of the median over that of the best constant. "
+        f"{found['machine']}, PyTorch {found['torch']}, {found['date']}.\n\n"
         f"{report.table(['weights', *errors, 'over the best constant'], rows)}\n"
     )
 
 
 def results() -> dict[str, Any]:
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {"errors": {}}
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
 
 
-def main(titles: list[str]) -> None:
-    for title in titles or PROBLEMS:
-        for setting in SETTINGS:
-            found = results()
-            if setting in found["errors"].get(title, {}):
-                continue
-            errors = errors_of(title, setting)
-            found = results()  # again: another process may have written meanwhile
-            found["errors"].setdefault(title, {})[setting] = errors
-            found["date"] = datetime.date.today().isoformat()
-            found["machine"], found["torch"] = machine.in_words(), torch.__version__
-            RESULTS.write_text(report.compact(found))
-            print(f"{title}, {setting}: {errors}", flush=True)
-    if all(set(SETTINGS) <= set(found["errors"].get(title, {})) for title in PROBLEMS):
-        RESULTS.with_suffix(".md").write_text(table(found))
+def main(names: list[str]) -> None:
+    for name in names or PROTOCOLS:
+        for title in PROBLEMS:
+            for setting in SETTINGS:
+                found = results().get(name, {"errors": {}})
+                if setting in found["errors"].get(title, {}):
+                    continue
+                errors = errors_of(PROTOCOLS[name], title, setting)
+                everything = results()  # again: another process may have written meanwhile
+                found = everything.setdefault(name, {"errors": {}})
+                found["errors"].setdefault(title, {})[setting] = errors
+                found["date"] = datetime.date.today().isoformat()
+                found["machine"], found["torch"] = machine.in_words(), torch.__version__
+                RESULTS.write_text(report.compact(everything))
+                print(f"{name}, {title}, {setting}: {errors}", flush=True)
+    complete = [
+        section(name, found)
+        for name, found in results().items()
+        if all(set(SETTINGS) <= set(found["errors"].get(title, {})) for title in PROBLEMS)
+    ]
+    RESULTS.with_suffix(".md").write_text("# Rules under Adam\n\n" + "\n".join(complete))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ PAGES = [
     for file in [TOC["root"], *(c["file"] for part in TOC["parts"] for c in part["chapters"])]
 ]
 CHAPTER_PAGES = [page for page in PAGES if page.startswith("chapters/")]
-EXTERNAL_LINKS = ROOT / "tests" / "external_links.txt"
 
 pytestmark = needs_site
 every_page = pytest.mark.parametrize("page_name", [*PAGES, "search.html"])
@@ -223,17 +222,6 @@ def test_internal_links_lead_somewhere(page_name: str) -> None:
             assert (SITE / target).is_file(), a
             if anchor and target.endswith(".html"):
                 assert parse(target).find(id=unquote(anchor)), a
-
-
-def test_external_links_are_listed() -> None:
-    found = {
-        urldefrag(url)[0]
-        for page_name in PAGES
-        for _, url in links(page_name)
-        if not url.startswith((HERE, "data:")) and not any(own in url for own in names(current()))
-    }
-    listed = EXTERNAL_LINKS.read_text().splitlines()
-    assert listed == sorted(found)
 
 
 @pytest.mark.parametrize("page_name", PAGES)

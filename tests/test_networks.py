@@ -35,12 +35,7 @@ def test_mlp_computes_affine_maps_and_tanh():
 @pytest.mark.parametrize("kind", [MLP, GatedMLP])
 def test_default_size(generator, kind):
     model = kind(DOMAIN, generator=generator)
-    assert [tuple(layer.weight.shape) for layer in model.layers] == [
-        (50, 2),
-        (50, 50),
-        (50, 50),
-        (1, 50),
-    ]
+    assert [tuple(layer.weight.shape) for layer in model.layers] == [(32, 2), (32, 32), (1, 32)]
 
 
 @pytest.mark.parametrize("kind", [MLP, GatedMLP])

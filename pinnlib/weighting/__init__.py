@@ -24,6 +24,7 @@ from pinnlib.weighting.ratio import (
     mean_of_terms,
 )
 from pinnlib.weighting.rule import Rule, Seen, State
+from pinnlib.weighting.side_by_side import SideBySide
 
 __all__ = [
     "DCGD",
@@ -44,6 +45,7 @@ __all__ = [
     "ResidualAttention",
     "Rule",
     "Seen",
+    "SideBySide",
     "SoftAdapt",
     "State",
     "Statistic",

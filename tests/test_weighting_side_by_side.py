@@ -1,0 +1,64 @@
+"""Balancers side by side: each network gets the weights that its own balancer would give."""
+
+import copy
+
+import pytest
+import torch
+from helpers import seeded
+
+from pinnlib import GradientBalancer
+from pinnlib.weighting import Balancer, KernelTrace, SideBySide, SoftAdapt
+
+TERMS = ["data", "pde"]
+KINDS = {
+    "constant": lambda: Balancer(TERMS, {"data": 100.0, "pde": 1.0}),
+    "simplified": lambda: GradientBalancer.simplified(alpha=0.3),
+    "bounded": lambda: GradientBalancer.bounded(every=3),
+    "soft": lambda: Balancer(TERMS, SoftAdapt(beta=1.0), every=2),
+}
+
+
+def shown(steps):
+    generator = seeded(0)
+    for step in range(steps):
+        G = torch.randn(8, 2, 5, generator=generator, dtype=torch.float64)
+        losses = torch.rand(8, 2, generator=generator, dtype=torch.float64)
+        yield G * torch.tensor([[1.0], [10.0 ** (step % 4)]]), losses
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_each_network_has_the_weights_of_its_own_balancer(resumed):
+    kinds = [make() for make in KINDS.values()]
+    together = Balancer(TERMS, SideBySide(kinds, share=2))
+    alone = [make() for make in KINDS.values()]
+    before = copy.deepcopy([b.state_dict() for b in kinds])
+    for step, (G, losses) in enumerate(shown(9)):
+        if resumed and step == 4:
+            state = together.state_dict()
+            together = Balancer(TERMS, SideBySide(kinds, share=2))
+            together.load_state_dict(state)
+        found = together.update(G, losses=losses)
+        for i, balancer in enumerate(alone):
+            mine = slice(2 * i, 2 * i + 2)
+            expected = balancer.update(G[mine], losses=losses[mine])
+            torch.testing.assert_close(found[mine], expected.expand(2, 2), rtol=1e-12, atol=0)
+    assert [str(b.state_dict()) for b in kinds] == [str(state) for state in before]
+
+
+@pytest.mark.parametrize(("count", "share"), [(0, 1), (2, 0), (1, -1)])
+def test_nobody_is_refused(count, share):
+    with pytest.raises(ValueError, match=f"{count} balancers with {share} networks each"):
+        SideBySide([KINDS["simplified"]()] * count, share)
+
+
+def test_another_stack_is_refused():
+    balancer = Balancer(TERMS, SideBySide([KINDS["simplified"]()], share=3))
+    with pytest.raises(ValueError, match=r"the stack is \(4,\), and the shares add up to 3"):
+        balancer.update(torch.ones(4, 2, 5))
+    assert balancer.step == 0
+
+
+def test_other_terms_are_refused():
+    rule = SideBySide([Balancer(["pde", "data"], KernelTrace())], share=1)
+    with pytest.raises(ValueError, match=r"a balancer of .*: pass alike"):
+        Balancer(TERMS, rule)

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine, report
-from benchmarks.poisson import Poisson
 from pinnlib.derivatives import taylor
 from pinnlib.evaluation import ErrorOnGrid
 from pinnlib.gradients import gradient_rows
 from pinnlib.networks import MLP
 from pinnlib.optimizers import GaussNewton, SSBroyden
 from pinnlib.problems import Helmholtz, KleinGordon, Problem
+from pinnlib.problems.poisson import Poisson
 from pinnlib.recording import Recorded
 from pinnlib.weighting import Balancer, GradientBalancer
 

@@ -11,7 +11,6 @@ import torch
 
 from benchmarks import gpu, report, second_order
 from benchmarks.contestants import ENTRIES
-from benchmarks.poisson import Poisson
 from pinnlib.problems import KleinGordon
 from pinnlib.step import eager
 
@@ -135,12 +134,3 @@ def test_study_of_second_order_optimizers_goes_on(
     assert weights["held"] != weights["renewed"]
     second_order.timing(name, found, lambda: None)
     assert min(found["seconds"]["small"].values()) > 0
-
-
-def test_the_solution_of_poisson_solves_it() -> None:
-    problem = Poisson()
-    batch = problem.sample(64, torch.Generator().manual_seed(0))
-    batch = {name: x.double() for name, x in batch.items()}
-    for r in problem.residuals(problem.reference, batch).values():
-        assert r.abs().max() < 1e-10
-    assert problem.reference(problem.grid(30)).abs().max() > 1

@@ -134,5 +134,4 @@ def _table(diffusion: float, reaction: float, end: float) -> Table:
     """The solution on the domain, computed once for each set of numbers."""
     x = torch.linspace(-1, 1, CELLS + 1, dtype=torch.float64, device="cpu")[:-1]
     u = solve(_start(x).numpy(), diffusion, reaction, end, STEPS)[::EVERY]
-    with torch.inference_mode(False):  # kept for calls in any mode
-        return Table(((-1.0, 1.0), (0.0, end)), np.concatenate([u, u[:1]]))
+    return Table(((-1.0, 1.0), (0.0, end)), np.concatenate([u, u[:1]]))

@@ -25,8 +25,9 @@ class Poisson(Problem):
     .. math:: u = \sum_{j=1}^2 a_j \prod_{i=1}^d \sin(k_j \pi x_i),
         \qquad (a_j, k_j) = (1, 1),\ (0.1, 10).
 
-    The part of u with the small amplitude is the larger one of f, by a factor of 10. Residuals: ``boundary`` and ``pde``. In one dimension, the points of ``boundary`` are
-    the two ends, over and over.
+    The part of u with the small amplitude is the larger one of f, by a factor of 10. Residuals:
+    ``boundary`` and ``pde``. In one dimension, the points of ``boundary`` are the two ends, over
+    and over.
 
     Args:
         terms: as for :class:`~pinnlib.problems.Problem`.

@@ -27,8 +27,7 @@ from pinnlib.evaluation import ErrorOnGrid
 from pinnlib.gradients import gradient_rows
 from pinnlib.networks import MLP
 from pinnlib.optimizers import GaussNewton, SSBroyden
-from pinnlib.problems import Helmholtz, KleinGordon, Problem
-from pinnlib.problems.poisson import Poisson
+from pinnlib.problems import Helmholtz, KleinGordon, Poisson, Problem
 from pinnlib.recording import Recorded
 from pinnlib.weighting import Balancer, GradientBalancer
 

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, StepLR
 from tqdm import tqdm
 
+from pinnlib.coefficients import owner_of
 from pinnlib.evaluation import ErrorOnGrid
 from pinnlib.history import History, Observation, Recorder
 from pinnlib.parameters import check_optimizer
@@ -76,7 +77,10 @@ def run_loop(
     def terms_of(batch: Batch) -> Mapping[str, Sequence[Tensor]]:
         return problem.term_residuals(model, batch)
 
-    step = Step(terms_of, model, balancer, stack=stack, run=run)
+    owner = owner_of(model)
+    beside = [] if owner is None else [owner.log_shares]
+    network = model if owner is None else owner.model
+    step = Step(terms_of, network, balancer, beside=beside, stack=stack, run=run)
     device, dtype = step.device, step.params[0].dtype
     moving = optimizer(step.params)
     check_optimizer(moving, step.params)

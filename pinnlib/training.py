@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pinnlib.coefficients import WithCoefficients
 from pinnlib.history import History, Observation
 from pinnlib.loop import adam, decay, run_loop
 from pinnlib.networks import MLP, Stacked
@@ -40,7 +42,8 @@ def train(
 
     Args:
         problem: gives points, residuals and, if it has one, the reference solution.
-        model: maps points ``(N, d)`` to values ``(N, m)``; trained in place.
+        model: maps points ``(N, d)`` to values ``(N, m)``; trained in place. Coefficients of a
+            :class:`pinnlib.coefficients.WithCoefficients` are trained, and do not count in sizes.
         balancer: a balancer, or a constant weight for each term (all 1: a plain PINN).
         steps: number of optimizer steps.
         generator: source of the points, best on the model's device.
@@ -127,7 +130,8 @@ def train_many(
         seeds: M seeds; one may stand there more than once, for several settings.
         steps: as for :func:`train`.
         n: as for :func:`train`.
-        network: makes a network from a generator, an :class:`pinnlib.networks.MLP` by default.
+        network: makes a network from a generator; by default an :class:`pinnlib.networks.MLP`,
+            beside the problem's unknown coefficients if there are any.
         device: where networks and points are made.
         dtype: precision of networks and points, PyTorch's default if ``None``.
         sample: as for :func:`train`.
@@ -155,7 +159,7 @@ def train_many(
         raise ValueError("seeds is empty: pass one seed or more")
     if too_large := [seed for seed in seeds if not -(2**63) <= seed < 2**64]:
         raise ValueError(f"seeds {too_large} are too large: use 64 bits at most")
-    build = network or (lambda g: MLP(problem.domain, generator=g))
+    build = network or partial(_default_network, problem)
     draw = sample or (lambda g: problem.sample(n, g))
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     model = Stacked([build(g) for g in generators]).to(device, dtype)
@@ -182,6 +186,11 @@ def train_many(
         run=run,
     )
     return model, history
+
+
+def _default_network(problem: Problem, generator: torch.Generator) -> nn.Module:
+    model = MLP(problem.domain, generator=generator)
+    return WithCoefficients(model, **problem.unknown) if problem.unknown else model
 
 
 def _check_alike(problem: Problem, model: Stacked, batch: Batch, dtype: torch.dtype | None) -> None:

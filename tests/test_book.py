@@ -289,6 +289,7 @@ FLOORS = {
     "trees": "trees",
     "stacked": "stacked",
     "networks": "networks",
+    "coefficients": "coefficients",
     "jets": "derivatives",
     "derivatives": "derivatives",
     "residuals": "residuals",

@@ -226,3 +226,20 @@ def test_rows_have_factors_of_their_own():
 
 def test_the_seed_is_0_unless_it_is_given():
     assert KernelTrace() == KernelTrace(seed=0)
+
+
+@pytest.mark.parametrize("exponent", [0.5, 0.25, 1.0])
+def test_an_exponent_is_one_of_the_ratio(exponent):
+    seen = Seen(
+        ["data", "pde"],
+        torch.ones(2, dtype=torch.float64),
+        probes=lambda key: torch.tensor([[3.0, 4.0], [0.0, 1e-3]], dtype=torch.float64),
+    )
+    target, _ = KernelTrace("data", exponent)(seen, {"key": torch.tensor(0)})
+    assert target.tolist() == pytest.approx([1.0, 25e6**exponent], rel=1e-12)
+
+
+@pytest.mark.parametrize("exponent", [0, -1.0, 1.5, float("nan")])
+def test_an_exponent_out_of_its_range_is_refused(exponent):
+    with pytest.raises(ValueError, match=f"exponent is {exponent!r}: pass a number in"):
+        KernelTrace(exponent=exponent)

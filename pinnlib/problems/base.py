@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from pinnlib.coefficients import coefficient
 from pinnlib.derivatives import Derivatives, Model, nested
 from pinnlib.residuals import check_residual, losses_of
 
@@ -29,9 +30,13 @@ class Problem(ABC):
         reference: the solution that errors are measured against, points ``(N, d)`` to values
             ``(N, m)``: a formula, a :class:`~pinnlib.problems.Table`, a solver. The default is the
             class's own, which may be a method; None if there is none.
+        unknown: coefficients of the equation that are to be found, and where each starts; the
+            others are known. The model is then a
+            :class:`~pinnlib.coefficients.WithCoefficients`.
 
     Raises:
-        ValueError: if a term has no residual, or a residual stands in two terms.
+        ValueError: if a term has no residual, a residual stands in two terms, or the equation has
+            no coefficient that is called unknown.
 
     A problem of your own needs what follows here, such as u' = -u with u(0) = 1; without
     ``reference`` it can be trained, too:
@@ -67,17 +72,28 @@ class Problem(ABC):
     """The residuals that each loss term adds up."""
     reference: Callable[[Tensor], Tensor] | None = None
     """Maps points ``(N, d)`` to the values ``(N, m)`` that errors are measured against."""
+    coefficients: Mapping[str, float] = {}
+    """True values of the equation's coefficients that may be unknown."""
+    unknown: Mapping[str, float] = {}
+    """Where the unknown ones start."""
 
     def __init__(
         self,
         terms: Mapping[str, Sequence[str]] | None = None,
         derivatives: Derivatives = nested,
         reference: Callable[[Tensor], Tensor] | None = None,
+        unknown: Mapping[str, float] | None = None,
     ) -> None:
         if terms is not None:
             self.terms = terms
         if reference is not None:
             self.reference = reference
+        if unknown is not None:
+            self.unknown = unknown
+        if strange := sorted(set(self.unknown) - set(self.coefficients)):
+            raise ValueError(
+                f"unknown names {strange}: this equation has {sorted(self.coefficients)}"
+            )
         self.derivatives = derivatives
         _check_terms(getattr(self, "terms", None))
 
@@ -110,6 +126,18 @@ class Problem(ABC):
         Returns:
             ``(N, 1)`` for each residual, ``(M, N, 1)`` for a stack of M networks, by name.
         """
+
+    def coefficient(self, model: Model, name: str) -> Tensor | float:
+        """A coefficient as it stands in the equation: the model's if it is unknown, else the true.
+
+        Args:
+            model: a :class:`~pinnlib.coefficients.WithCoefficients`, where something is unknown.
+            name: of the coefficient.
+
+        Raises:
+            ValueError: if the model lacks it.
+        """
+        return coefficient(model, name) if name in self.unknown else self.coefficients[name]
 
     def term_residuals(self, model: Model, batch: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
         """The residuals of each term, for methods that need more than their mean squares.

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from pinnlib.weighting.ratio import Reference, check_reference, mean_of_terms, ratio, reference_size
-from pinnlib.weighting.rule import Rule, Seen, State
+from pinnlib.weighting.rule import Rule, Seen, State, check_number
 
 
 @dataclass(frozen=True)
 class KernelTrace(Rule):
     r"""Target weights from the traces of the terms' kernels, for :class:`pinnlib.weighting.Follow`.
 
-    .. math:: \hat\lambda_k &= \frac{R}{T_k}, \\
+    .. math:: \hat\lambda_k &= \Big(\frac{R}{T_k}\Big)^\gamma, \\
        T_k &= \Big\lVert \sum_r \tfrac1{\sqrt N} \sum_i z_i \nabla_\theta r_i \Big\rVert_2^2,
 
     with signs :math:`z_i = \pm 1` drawn anew at every update. The mean of :math:`T_k` over the
@@ -26,11 +26,12 @@ class KernelTrace(Rule):
 
     Args:
         reference: as for :class:`pinnlib.weighting.Ratio`; jaxpi takes the mean of all terms.
+        exponent: γ, 1 for the published rule; ½ for ratios of sizes in place of their squares.
         seed: of the signs. Their generator is a counter, part of the state.
 
     Raises:
-        TypeError: if the seed is no whole number.
-        ValueError: if it is out of range; later, where losses are given instead of residuals.
+        TypeError: if the exponent is no number, or the seed no whole number.
+        ValueError: if one is out of range; later, where losses are given instead of residuals.
 
     >>> from pinnlib.weighting.follow import Follow
     >>> Follow(KernelTrace(seed=1), alpha=0.1).rule.seed
@@ -38,9 +39,11 @@ class KernelTrace(Rule):
     """
 
     reference: Reference = mean_of_terms
+    exponent: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_number("exponent", self.exponent, lambda x: 0 < x <= 1, "a number in (0, 1]")
         check_seed(self.seed)
 
     def start(self, terms: Sequence[str], weights: Tensor) -> State:
@@ -51,7 +54,8 @@ class KernelTrace(Rule):
         rows = seen.probe(state["key"])
         traces = rows.to(seen.weights.dtype).square().sum(dim=-1)
         R = reference_size(self.reference, seen.terms, traces)
-        return ratio(traces, R, torch.finfo(rows.dtype).max), state | {"key": state["key"] + 1}
+        weights = ratio(traces, R, torch.finfo(rows.dtype).max) ** self.exponent
+        return weights, state | {"key": state["key"] + 1}
 
 
 def check_seed(seed: int) -> None:

@@ -10,108 +10,30 @@ from __future__ import annotations
 import datetime
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks import machine, report
-from pinnlib.coefficients import WithCoefficients
-from pinnlib.derivatives import Model, taylor
+from benchmarks.rivals import GROUPS, PROBLEMS, SETTINGS, TERMS, UNSEEN, WITH_TORCHJD, network
+from pinnlib.derivatives import Model
 from pinnlib.history import History
-from pinnlib.networks import MLP
-from pinnlib.problems import (
-    AllenCahn,
-    Burgers,
-    Heat,
-    Helmholtz,
-    KleinGordon,
-    Oscillator,
-    Poisson,
-    Problem,
-    Wave,
-)
+from pinnlib.problems import Problem
 from pinnlib.recording import Recorded
 from pinnlib.step import eager
-from pinnlib.training import train_many
-from pinnlib.weighting import (
-    Balancer,
-    ConFIG,
-    Follow,
-    GradientBalancer,
-    KernelTrace,
-    ReLoBRaLo,
-    ResidualAttention,
-    SideBySide,
-    SoftAdapt,
-    Uncertainty,
-)
+from pinnlib.training import train, train_many
+from pinnlib.weighting import Balancer, ResidualAttention, SideBySide
 
 RESULTS = Path(__file__).parent.parent / "pinnlib" / "results" / "study.json"
 """In the package, so that a copy of the chapter has it."""
-TERMS = ("data", "pde")
+RESULTS_MD = Path(__file__).with_name("study.md")
 SEEDS = range(500, 505)
 STEPS, RECORD_EVERY = 10_000, 500
 POINTS = 128
-CONSTANTS = ["1", "10", "100", "1000", "10000"]
-PROBLEMS: dict[str, Callable[[], Problem]] = {
-    "Klein–Gordon": lambda: KleinGordon(derivatives=taylor),
-    "Helmholtz": lambda: Helmholtz(derivatives=taylor),
-    "Poisson 1D": lambda: Poisson(dimension=1, derivatives=taylor),
-    "Poisson 2D": lambda: Poisson(dimension=2, derivatives=taylor),
-    "Burgers": lambda: Burgers(derivatives=taylor),
-    "Allen–Cahn": lambda: AllenCahn(derivatives=taylor),
-    "wave": lambda: Wave(derivatives=taylor),
-    "inverse heat": lambda: Heat(derivatives=taylor),
-    "oscillator": lambda: Oscillator(derivatives=taylor),
-}
-
-
-def network(problem: Problem, generator: torch.Generator) -> nn.Module:
-    model = MLP(problem.domain, generator=generator)
-    return WithCoefficients(model, **problem.unknown) if problem.unknown else model
-
-
-def journal(problem: Problem) -> Balancer:
-    model = MLP(problem.domain, generator=torch.Generator())
-    return GradientBalancer.journal(named_params=model.named_parameters())
-
-
-def constant(value: str) -> Callable[[Problem], Balancer]:
-    return lambda _: Balancer(TERMS, {"data": float(value), "pde": 1.0})
-
-
-def kernel(exponent: float) -> Callable[[Problem], Balancer]:
-    rule = Follow(KernelTrace(exponent=exponent), alpha=0.1, warm_start=True)
-    return lambda _: Balancer(TERMS, rule, every=10)
-
-
-SIDE_BY_SIDE: dict[str, Callable[[Problem], Balancer]] = {
-    **{value: constant(value) for value in CONSTANTS},
-    "bounded": lambda _: GradientBalancer.bounded(),
-    "bounded, ×/÷ 30": lambda _: GradientBalancer.bounded(bounds=(1 / 30, 30.0)),
-    "simplified": lambda _: GradientBalancer.simplified(),
-    "simplified, bounded": lambda _: GradientBalancer.simplified(
-        warm_start=True, bounds=(0.1, 10.0)
-    ),
-    "preprint": lambda _: GradientBalancer.preprint(),
-    "journal": journal,
-    "jaxpi": lambda _: GradientBalancer.jaxpi(),
-    "ConFIG": lambda _: Balancer(TERMS, ConFIG()),
-    "SoftAdapt": lambda _: Balancer(TERMS, SoftAdapt(normalized=True, loss_weighted=True)),
-    "ReLoBRaLo": lambda _: Balancer(TERMS, ReLoBRaLo()),
-    "uncertainty": lambda _: Balancer(TERMS, Uncertainty()),
-}
-"""In one stack, with the gradient matrix measured at every step."""
-KERNELS = {"kernel": kernel(1.0), "kernel, γ = ½": kernel(0.5)}
-"""In a stack of their own: no other rule looks at random signs of residuals."""
-ATTENTION = {"attention": constant("1"), "attention, bounded": SIDE_BY_SIDE["bounded"]}
-"""On fixed points, with a weight for each point of the equation."""
-GROUPS = {"rules": SIDE_BY_SIDE, "kernels": KERNELS, "attention": ATTENTION}
-SETTINGS = [name for group in GROUPS.values() for name in group]
 
 
 class Attentive(Problem):
@@ -158,27 +80,50 @@ class Shared:
         return self.drawn[seed]
 
 
-def run(title: str, group: str) -> History:
-    """Train all settings of a group at once, ``len(SEEDS)`` networks each."""
-    problem = PROBLEMS[title]()
+def run(title: str, group: str) -> list[History]:
+    """Train all settings of a group at once, ``len(SEEDS)`` networks each; one by one TorchJD's."""
+    problem = (PROBLEMS | UNSEEN)[title]()
     balancers = [make(problem) for make in GROUPS[group].values()]
     together = Balancer(TERMS, SideBySide(balancers, share=len(SEEDS)))
-    is_fixed = group == "attention"
     if group == "kernels":  # random signs are measured only where both rules are due
         rules = [Balancer(TERMS, b.rule) for b in balancers]
         together = Balancer(TERMS, SideBySide(rules, share=len(SEEDS)), every=balancers[0].every)
-    problem = Attentive(problem) if is_fixed else problem
+    if group == "attention":
+        problem = Attentive(problem)
+    seeds = [*SEEDS] * len(balancers)
+    draw = Shared(problem, len(balancers))
+    options: dict[str, Any] = {"steps": STEPS, "record_every": RECORD_EVERY}
+    if group == "torchjd":
+        return [
+            train(
+                problem,
+                network(problem, generator := torch.Generator().manual_seed(seed)),
+                Balancer(TERMS, balancers[0].rule),
+                generator=generator,
+                **options,
+            )
+            for seed in seeds
+        ]
     _, history = train_many(
         problem,
         together,
-        seeds=[*SEEDS] * len(balancers),
-        steps=STEPS,
-        sample=Shared(problem, len(balancers)),
+        seeds=seeds,
         network=lambda g: network(problem, g),
-        record_every=RECORD_EVERY,
-        run=eager if is_fixed else Recorded,
+        sample=draw,
+        run=eager if group == "attention" else Recorded,
+        **options,
     )
-    return history
+    return [history]
+
+
+def work(titles: list[str]) -> Iterator[tuple[str, str]]:
+    """What has not been run: the problems of the study, then those that chose nothing."""
+    for group in GROUPS:
+        for title in titles or [*PROBLEMS, *UNSEEN]:
+            if group == "torchjd" and title not in WITH_TORCHJD:
+                continue
+            if not set(GROUPS[group]) <= set(results()["problems"].get(title, {})):
+                yield title, group
 
 
 def results() -> dict[str, Any]:
@@ -186,31 +131,47 @@ def results() -> dict[str, Any]:
 
 
 def main(titles: list[str]) -> None:
-    for group in GROUPS:
-        for title in titles or PROBLEMS:
-            if set(GROUPS[group]) <= set(results()["problems"].get(title, {})):
-                continue
-            history = run(title, group)
-            errors = history.errors.reshape(len(GROUPS[group]), len(SEEDS), -1)
-            ratios = history.weights["data"][:, -1] / history.weights["pde"][:, -1]
-            found = results()  # again: another process may have written meanwhile
-            for setting, e, w in zip(
-                GROUPS[group], errors, ratios.reshape(len(GROUPS[group]), -1), strict=True
-            ):
-                found["problems"].setdefault(title, {})[setting] = {
-                    "errors": [[report.rounded(x) for x in row] for row in e.tolist()],
-                    "data_over_pde": [report.rounded(x) for x in w.tolist()],
-                }
-            found |= {
-                "date": datetime.date.today().isoformat(),
-                "machine": machine.in_words(),
-                "torch": torch.__version__,
-                "steps": np.arange(RECORD_EVERY, STEPS + 1, RECORD_EVERY).tolist(),
-                "seeds": [*SEEDS],
+    for title, group in work(titles):
+        histories = run(title, group)
+        shape = (len(GROUPS[group]), len(SEEDS), -1)
+        errors = np.stack([h.errors for h in histories]).reshape(shape)
+        weights = {term: np.stack([h.weights[term] for h in histories]) for term in TERMS}
+        ratios = (weights["data"] / weights["pde"])[..., -1].reshape(shape[:2])
+        found = results()  # again: another process may have written meanwhile
+        for setting, e, w in zip(GROUPS[group], errors, ratios, strict=True):
+            found["problems"].setdefault(title, {})[setting] = {
+                "errors": [[report.rounded(x) for x in row] for row in e.tolist()],
+                "data_over_pde": [report.rounded(x) for x in w.tolist()],
             }
-            RESULTS.write_text(report.compact(found))
-            seconds = history.seconds[-1]
-            print(f"{title}, {group}: {seconds:.0f} s of steps", flush=True)
+        found |= {
+            "date": datetime.date.today().isoformat(),
+            "machine": machine.in_words(),
+            "torch": torch.__version__,
+            "steps": np.arange(RECORD_EVERY, STEPS + 1, RECORD_EVERY).tolist(),
+            "seeds": [*SEEDS],
+        }
+        RESULTS.write_text(report.compact(found))
+        print(f"{title}, {group}: {sum(h.seconds[-1] for h in histories):.0f} s", flush=True)
+    RESULTS_MD.write_text(tables(results()))
+
+
+def tables(found: dict[str, Any]) -> str:
+    """Errors at the last step, a table for each problem."""
+    text = [
+        "# The study: every rule on nine problems\n\n"
+        f"Relative L2 error after {STEPS} steps of Adam, least · median · worst of {len(SEEDS)} "
+        "seeds, and the median weight of the data term over that of the equation at the end. "
+        f"{found['machine']}, PyTorch {found['torch']}, {found['date']}."
+    ]
+    for title, settings in found["problems"].items():
+        rows = []
+        for setting in [s for s in SETTINGS if s in settings]:
+            last = [row[-1] for row in settings[setting]["errors"]]
+            cell = f"{min(last):.2g} · {np.median(last):.2g} · {max(last):.2g}"
+            name = f"constant {setting}" if setting.isdigit() else setting
+            rows.append([name, cell, f"{np.median(settings[setting]['data_over_pde']):.2g}"])
+        text.append(f"## {title}\n\n{report.table(['weights', 'error', 'λ ratio'], rows)}")
+    return "\n\n".join(text) + "\n"
 
 
 if __name__ == "__main__":

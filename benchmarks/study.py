@@ -117,13 +117,14 @@ def run(title: str, group: str) -> list[History]:
 
 
 def work(titles: list[str]) -> Iterator[tuple[str, str]]:
-    """What has not been run: the problems of the study, then those that chose nothing."""
-    for group in GROUPS:
-        for title in titles or [*PROBLEMS, *UNSEEN]:
-            if group == "torchjd" and title not in WITH_TORCHJD:
-                continue
-            if not set(GROUPS[group]) <= set(results()["problems"].get(title, {})):
-                yield title, group
+    """What has not been run: the problems of the study, then the rules on the unseen ones."""
+    pairs = [(title, group) for group in GROUPS for title in PROBLEMS]
+    pairs += [(title, "rules") for title in UNSEEN]
+    for title, group in pairs:
+        if (titles and title not in titles) or (group == "torchjd" and title not in WITH_TORCHJD):
+            continue
+        if not set(GROUPS[group]) <= set(results()["problems"].get(title, {})):
+            yield title, group
 
 
 def results() -> dict[str, Any]:

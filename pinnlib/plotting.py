@@ -21,10 +21,15 @@ COLORS = {
     "plain": "#D55E00",
     "balanced": "#0072B2",
     "constant": "#009E73",
+    "bounded": "#007A5A",
+    "simplified": "#0072B2",
+    "preprint": "#AA3377",
+    "journal": "#000000",
+    "jaxpi": "#777777",
     "data": "#E69F00",
     "pde": "#56B4E9",
 }
-"""Colour of each method and of each loss term, the same in every chapter."""
+"""Colour of each method, rule and loss term, the same in every chapter."""
 
 
 def plot_solution(problem: Problem, model: Model, n: int = 100) -> Figure:
@@ -113,6 +118,28 @@ def plot_runs(
     band = values.min(axis=0), values.max(axis=0)
     ax.fill_between(steps, *band, color=line.get_color(), alpha=0.2)
     ax.set_yscale("log")
+
+
+def plot_dots(ax: Axes, values: Mapping[str, ArrayLike]) -> None:
+    """Draw a row for each method, the first on top: a dot a value, a stroke at their median.
+
+    Args:
+        ax: where to draw; its horizontal axis becomes logarithmic.
+        values: for each method, one value or more, such as the errors of its seeds. A name in
+            ``COLORS`` has its colour, any other is grey.
+
+    >>> _, ax = plt.subplots()
+    >>> plot_dots(ax, {"plain": [6.0, 7.0, 5.0], "bounded": [0.1, 0.2, 0.1]})
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['plain', 'bounded']
+    """
+    for y, (name, dots) in enumerate(values.items()):
+        dots, color = np.atleast_1d(dots), COLORS.get(name, "#555555")
+        ax.plot(dots, [y] * len(dots), "o", color=color, alpha=0.7)
+        ax.plot([np.median(dots)], [y], "|", color=color, markersize=18, markeredgewidth=3)
+    ax.set_yticks(range(len(values)), list(values))
+    ax.tick_params(axis="y", length=0)
+    ax.set(ylim=(len(values) - 0.5, -0.5), xscale="log")
 
 
 def plot_gradient_histograms(

@@ -14,7 +14,13 @@ from PIL import Image
 
 from pinnlib.film import Film
 from pinnlib.networks import MLP
-from pinnlib.plotting import COLORS, plot_gradient_histograms, plot_runs, plot_solution
+from pinnlib.plotting import (
+    COLORS,
+    plot_dots,
+    plot_gradient_histograms,
+    plot_runs,
+    plot_solution,
+)
 from pinnlib.problems import Helmholtz, KleinGordon, Table
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden", "no_figure_left")
@@ -380,3 +386,18 @@ def test_film_may_have_one_frame_a_second_and_no_more():
     film = Film(plt.figure(figsize=(1, 1)), str, 1, alt="a still", fps=1)
     with Image.open(BytesIO(film.moving)) as moving:
         assert moving.n_frames == 1
+
+
+# Dots
+
+
+def test_dots_have_a_row_a_method_and_a_stroke_at_the_median():
+    _, ax = plt.subplots()
+    plot_dots(ax, {"bounded": [0.1, 0.4, 0.2], "other": 3.0})
+    drawn = [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in ax.lines]
+    assert drawn == [([0.1, 0.4, 0.2], [0] * 3), ([0.2], [0]), ([3.0], [1]), ([3.0], [1])]
+    assert [line.get_color() for line in ax.lines] == [COLORS["bounded"]] * 2 + ["#555555"] * 2
+    assert [line.get_marker() for line in ax.lines] == ["o", "|"] * 2
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["bounded", "other"]
+    assert ax.get_xscale() == "log"
+    assert ax.get_ylim() == (1.5, -0.5)  # the first on top

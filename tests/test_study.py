@@ -96,7 +96,8 @@ def test_every_result_is_there():
         for setting, result in settings.items():
             errors = np.array(result["errors"])
             assert errors.shape == (len(study.SEEDS), len(found["steps"])), (title, setting)
-            assert np.isfinite(errors).all() and (errors > 0).all(), (title, setting)
+            assert np.isfinite(errors).all(), (title, setting)
+            assert (errors > 0).all(), (title, setting)
             assert len(result["data_over_pde"]) == len(study.SEEDS)
             if setting.isdigit():
                 assert result["data_over_pde"] == [float(setting)] * len(study.SEEDS)

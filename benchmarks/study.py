@@ -137,7 +137,8 @@ def main(titles: list[str]) -> None:
         shape = (len(GROUPS[group]), len(SEEDS), -1)
         errors = np.stack([h.errors for h in histories]).reshape(shape)
         weights = {term: np.stack([h.weights[term] for h in histories]) for term in TERMS}
-        ratios = (weights["data"] / weights["pde"])[..., -1].reshape(shape[:2])
+        with np.errstate(divide="ignore"):  # a rule may drop the equation altogether
+            ratios = (weights["data"] / weights["pde"])[..., -1].reshape(shape[:2])
         found = results()  # again: another process may have written meanwhile
         for setting, e, w in zip(GROUPS[group], errors, ratios, strict=True):
             found["problems"].setdefault(title, {})[setting] = {

@@ -67,7 +67,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def test_page_has_these_blocks() -> None:
     names = ["A bare loop", "The last digits", "A small network: Gauss–Newton"]
-    assert list(BLOCKS) == [*names, "PyTorch Lightning", "DeepXDE", "PINA"]
+    inverse = "An unknown coefficient, and noise"
+    assert list(BLOCKS) == [*names, inverse, "PyTorch Lightning", "DeepXDE", "PINA"]
 
 
 def assert_solved(u: torch.Tensor) -> None:
@@ -77,6 +78,17 @@ def assert_solved(u: torch.Tensor) -> None:
 def test_bare_loop(run: Run) -> None:
     names = run(BLOCKS["A bare loop"])
     assert_solved(names["model"](torch.ones(1, 1)))
+
+
+def test_unknown_coefficient_is_found_to_the_noise(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(1)
+    names: dict[str, Any] = {}
+    exec(BLOCKS["An unknown coefficient, and noise"], names)
+    assert names["log_rate"].exp().item() == pytest.approx(3, rel=0.12)
+    assert 0.01 < names["losses"]["data"].sqrt().item() < 0.03
+    assert 0.01 < names["weights"]["pde"] < 10
+    assert names["weights"]["pde"] != 1
+    assert capsys.readouterr().out.startswith("rate ")
 
 
 def test_weight_sinks_without_bounds(run: Run) -> None:

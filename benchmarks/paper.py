@@ -160,7 +160,8 @@ def summary(errors: Mapping[str, list[float]]) -> dict[str, float]:
     """Mean, standard deviation, least and greatest of the errors at the end, over the seeds."""
     last = np.array([row[-1] for row in errors.values()])
     spread = last.std(ddof=1) if len(last) > 1 else math.nan
-    return {"mean": last.mean(), "sd": spread, "least": last.min(), "greatest": last.max()}
+    found = {"mean": last.mean(), "sd": spread, "least": last.min(), "greatest": last.max()}
+    return {name: float(x) for name, x in found.items()}
 
 
 def merged(old: Any, new: Any) -> Any:
@@ -177,12 +178,13 @@ def markdown(found: Mapping[str, Any]) -> str:
             s = summary(run["errors"])
             milliseconds = ", ".join(f"{ms:g} ({n})" for n, ms in run["milliseconds"].items())
             cells = [f"{s['mean']:.2e} ± {s['sd']:.1e}", f"{s['least']:.1e} … {s['greatest']:.1e}"]
-            rows.append([case, model, len(run["errors"]), *cells, milliseconds])
+            rows.append([case, model, str(len(run["errors"])), *cells, milliseconds])
     head = ["problem", "model", "seeds", "mean ± sd", "range", "CPU ms a step (networks at once)"]
     return (
         "# The paper's table\n\nRelative L2 error after "
         f"{STEPS} steps of Adam; M1 plain, M2 annealed weights, M3 gates, M4 both; see the "
-        f"[README](README.md). {found['machine']}, PyTorch {found['torch']}, {found['date']}.\n\n"
+        f"[README](README.md). On {found['machine']}, PyTorch {found['torch']}, "
+        f"{found['date']}.\n\n"
         f"{report.table(head, rows)}\n"
     )
 
@@ -196,6 +198,7 @@ def save(new: Mapping[str, Any]) -> None:
     """Add to the file, and write the table in words."""
     found = merged(results(), new) | {"date": datetime.date.today().isoformat()}
     found |= {"machine": machine.in_words(), "torch": torch.__version__}
+    found["runs"] = {case: dict(sorted(runs.items())) for case, runs in found["runs"].items()}
     RESULTS.write_text(report.compact(found))
     Path(__file__).with_suffix(".md").write_text(markdown(found))
 

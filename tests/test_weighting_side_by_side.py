@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
-from helpers import seeded
+from helpers import network, seeded
 
-from pinnlib import GradientBalancer
+from pinnlib import GradientBalancer, Step
+from pinnlib.networks import Stacked
 from pinnlib.weighting import Balancer, KernelTrace, SideBySide, SoftAdapt
 
 TERMS = ["data", "pde"]
@@ -62,3 +63,22 @@ def test_other_terms_are_refused():
     rule = SideBySide([Balancer(["pde", "data"], KernelTrace())], share=1)
     with pytest.raises(ValueError, match=r"a balancer of .*: pass alike"):
         Balancer(TERMS, rule)
+
+
+def test_a_rule_of_random_signs_comes_before_one_that_looks_at_the_gradient_matrix(refused):
+    """G frees the graph that random signs need."""
+    pair = [GradientBalancer.simplified(), Balancer(TERMS, KernelTrace())]
+    stack = Stacked([network(seed=seed) for seed in range(2)])
+
+    def terms_of(batch):
+        u = stack(batch["x"])
+        return {"data": [u - 1], "pde": [u**2]}
+
+    batch = {"x": torch.rand(2, 4, 2, generator=seeded(), dtype=torch.float64)}
+    balancer = Balancer(TERMS, SideBySide(pair, share=1))
+    with refused(balancer, match=r"random signs .* after another has looked at G.*: name it first"):
+        Step(terms_of, stack, balancer, stack=(2,))(batch)
+    balancer = Balancer(TERMS, SideBySide(pair[::-1], share=1))
+    _, weights = Step(terms_of, stack, balancer, stack=(2,))(batch)
+    assert weights.isfinite().all()
+    assert (weights != 1).any(dim=-1).all()

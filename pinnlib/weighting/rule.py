@@ -86,6 +86,11 @@ class Seen:
         Args:
             key: an integer tensor; the same key gives the same signs.
         """
+        if self.has_measured_rows:
+            raise ValueError(
+                "this rule looks at random signs of residuals after another has looked at G, which "
+                "frees their graph: name it first, such as in SideBySide"
+            )
         if self._measure_probes is None:
             raise ValueError(
                 "this rule looks at residuals: pass each term as a list of residuals (N, 1), not "

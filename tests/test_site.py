@@ -110,6 +110,14 @@ def test_colours_do_not_wait_for_scripts(browser: Browser, server: str, colors: 
     page.close()
 
 
+def test_which_setting_prints_on_one_sheet(browser: Browser, server: str) -> None:
+    with visit(browser, server, "reference/which_setting.html") as (page, _):
+        sheets = page.pdf(
+            format="A4", margin=dict.fromkeys(("top", "right", "bottom", "left"), "1.5cm")
+        )
+        assert len(re.findall(rb"/Type\s*/Page\b", sheets)) == 1
+
+
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])
 def test_film_stands_still_for_those_who_ask(browser: Browser, server: str, motion: Any) -> None:
     name = "chapters/03_balanced_trainer.html"

@@ -30,8 +30,8 @@ class AllenCahn(Problem):
 
     .. math::
 
-        u_t = 10^{-4}\,u_{xx} + 5u - 5u^3, \qquad u(x, 0) = x^2 \cos \pi x, \\
-        u(-1, t) = u(1, t), \quad u_x(-1, t) = u_x(1, t),
+        u_t = 10^{-4}\,u_{xx} + 5u - 5u^3, \\ u(x, 0) = x^2 \cos \pi x, \\
+        u(-1, t) = u(1, t), \\ u_x(-1, t) = u_x(1, t),
 
     as in :cite:t:`raissi2019`, up to half their time. Residuals: ``boundary`` (value), ``slope``
     (of the boundary), ``initial`` and ``pde``. The set ``boundary`` lies at x = -1; each point has

@@ -22,7 +22,7 @@ class Burgers(Problem):
 
     .. math::
 
-        u_t + u\,u_x = \nu\,u_{xx}, \qquad \nu = 0.01/\pi, \\
+        u_t + u\,u_x = \nu\,u_{xx}, \quad \nu = 0.01/\pi, \\
         u(x, 0) = -\sin \pi x, \quad u(\pm 1, t) = 0,
 
     as in :cite:t:`raissi2019`. Residuals: ``boundary``, ``initial`` and ``pde``. The reference is

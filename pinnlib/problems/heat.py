@@ -18,11 +18,12 @@ from pinnlib.problems.sampling import faces, sizes, uniform
 class Heat(Problem):
     r"""Heat equation on :math:`(x, t) \in [0, 1]^2`, from temperatures measured inside.
 
-    .. math:: u_t = \kappa\, u_{xx}, \qquad u(0, t) = u(1, t) = 0,
+    .. math:: u_t = \kappa\, u_{xx}, \\ u(0, t) = u(1, t) = 0,
 
     with the true diffusivity :math:`\kappa = 0.1` and
 
-    .. math:: u = e^{-\kappa \pi^2 t} \sin \pi x + \tfrac12 e^{-9 \kappa \pi^2 t} \sin 3 \pi x .
+    .. math:: u &= e^{-\kappa \pi^2 t} \sin \pi x \\
+       &+ \tfrac12 e^{-9 \kappa \pi^2 t} \sin 3 \pi x .
 
     The initial values are known, and noisy measurements inside tell κ, which is unknown by default.
     Residuals: ``observed``, ``boundary``, ``initial`` and ``pde``.

@@ -18,12 +18,12 @@ from pinnlib.problems.sampling import sizes, uniform
 class Oscillator(Problem):
     r"""Damped oscillator on :math:`t \in [0, 1]`, from a few observations in [0, 0.4].
 
-    .. math:: u'' + 2 \delta u' + k u = 0, \qquad \delta = 2, \quad k = 400,
+    .. math:: u'' + 2 \delta u' + k u = 0, \\ \delta = 2, \quad k = 400,
 
     with :math:`u(0) = 1` and :math:`u'(0) = 0`, which only the observations tell:
 
-    .. math:: u = e^{-\delta t} \left(\cos \omega t + \tfrac{\delta}{\omega} \sin \omega t\right),
-       \qquad \omega = \sqrt{k - \delta^2}.
+    .. math:: u &= e^{-\delta t} \left(\cos \omega t
+       + \tfrac{\delta}{\omega} \sin \omega t\right), \\ \omega &= \sqrt{k - \delta^2}.
 
     Residuals: ``observed`` and ``pde``. The stiffness k is known unless it is called
     ``unknown={"stiffness": 100.0}``.

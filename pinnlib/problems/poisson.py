@@ -22,8 +22,8 @@ class Poisson(Problem):
 
     with the source f chosen so that the solution has two scales,
 
-    .. math:: u = \sum_{j=1}^2 a_j \prod_{i=1}^d \sin(k_j \pi x_i),
-        \qquad (a_j, k_j) = (1, 1),\ (0.1, 10).
+    .. math:: u = \sum_{j=1}^2 a_j \prod_{i=1}^d \sin(k_j \pi x_i), \\
+        (a_j, k_j) = (1, 1),\ (0.1, 10).
 
     The part of u with the small amplitude is the larger one of f, by a factor of 10. Residuals:
     ``boundary`` and ``pde``. In one dimension, the points of ``boundary`` are the two ends, over

@@ -20,11 +20,12 @@ class Wave(Problem):
 
     .. math::
 
-        u_{tt} = c^2 u_{xx}, \quad c = 2, \\ u(0, t) = u(1, t) = 0, \quad u_t(x, 0) = 0,
+        u_{tt} = c^2 u_{xx}, \quad c = 2, \\ u(0, t) = u(1, t) = 0, \\ u_t(x, 0) = 0,
 
     with the initial values of the solution, as in :cite:t:`wang2022`,
 
-    .. math:: u = \sin(\pi x)\cos(c \pi t) + \tfrac12 \sin(4 \pi x)\cos(4 c \pi t).
+    .. math:: u &= \sin(\pi x)\cos(c \pi t) \\
+       &+ \tfrac12 \sin(4 \pi x)\cos(4 c \pi t).
 
     Residuals: ``boundary``, ``initial`` (value), ``velocity`` (initial) and ``pde``.
 

@@ -222,8 +222,10 @@ def test_plot_runs_refuses_another_number_of_steps(runs, shape):
 
 
 def test_colours_are_those_of_the_chapters():
-    assert list(COLORS) == ["plain", "balanced", "constant", "data", "pde"]
-    assert len(set(COLORS.values())) == len(COLORS)
+    rules = ["bounded", "simplified", "preprint", "journal", "jaxpi"]
+    assert list(COLORS) == ["plain", "balanced", "constant", *rules, "data", "pde"]
+    assert COLORS["simplified"] == COLORS["balanced"]  # one rule, called so in Part I
+    assert len(set(COLORS.values())) == len(COLORS) - 1
 
 
 # plot_gradient_histograms

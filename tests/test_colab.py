@@ -121,6 +121,9 @@ def test_set_up_cell_adds_the_package_and_replaces_nothing(
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_chapter_trains(chapter: str, tmp_path: Path) -> None:
     set_up_cell, *others = [cell.source for cell in cells(CHAPTERS[chapter], "code")]
+    if "SEEDS = [" not in "\n".join(others):  # it reads results, and runs to its end
+        execute([set_up_cell, *others], tmp_path)
+        return
     with pytest.raises(CellExecutionError) as error:
         execute([set_up_cell, STOP, *others], tmp_path)
     assert (error.value.ename, error.value.evalue) == ("InputRejected", "trained"), error.value

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pinnlib.adaptive import AdaptivePINN
-from pinnlib.derivatives import nested
-from pinnlib.networks import MLP
+from pinnlib.derivatives import Derivatives, nested
+from pinnlib.networks import MLP, Stacked
 from pinnlib.problems import Problem, uniform
 from pinnlib.recording import Recorded
 from pinnlib.step import Step, balanced_backward
@@ -66,6 +66,42 @@ def theta(*values: float, dtype: torch.dtype = torch.float64) -> Tensor:
 def rows(*sizes: float, dtype: torch.dtype = torch.float64) -> Tensor:
     """A gradient matrix whose rows have these mean and largest absolute values."""
     return torch.tensor(sizes, dtype=dtype)[:, None] * torch.tensor([1.0, -1.0, 1.0], dtype=dtype)
+
+
+# Problems
+
+
+def asked_for(calls: list[Any]) -> Derivatives:
+    """Derivatives that also write down which order and which operator they were asked for."""
+
+    def counted(
+        model: Any, x: Tensor, order: int = 2, *, operator: Sequence[float] | None = None
+    ) -> Any:
+        calls.append((order, operator))
+        return nested(model, x, order, operator=operator)
+
+    return counted
+
+
+def assert_stack_equals_networks(problem: Problem) -> None:
+    """Residuals and losses of three networks are the same alone, stacked, and stacked by hand."""
+    models = [network(problem.domain, seed) for seed in range(3)]
+    samples = [problem.sample(8, seeded(seed)) for seed in range(3)]
+    batches = [{name: x.double() for name, x in sample.items()} for sample in samples]
+    stacked = {name: torch.stack([batch[name] for batch in batches]) for name in batches[0]}
+
+    def by_hand(x: Tensor) -> Tensor:
+        return torch.stack([model(x_m) for model, x_m in zip(models, x.unbind(0), strict=True)])
+
+    for stack in (Stacked(models), by_hand):
+        residuals, losses = problem.residuals(stack, stacked), problem.losses(stack, stacked)
+        for s, (model, batch) in enumerate(zip(models, batches, strict=True)):
+            for name, r in problem.residuals(model, batch).items():
+                assert residuals[name].shape == (3, 8, 1)
+                torch.testing.assert_close(residuals[name][s], r)
+            for term, loss in problem.losses(model, batch).items():
+                assert losses[term].shape == (3,)
+                torch.testing.assert_close(losses[term][s], loss)
 
 
 # Losses

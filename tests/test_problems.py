@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import network, points, seeded
+from helpers import assert_stack_equals_networks, network, points, seeded
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -510,20 +510,8 @@ def test_losses_of_the_split_add_up_to_the_two_terms():
 
 
 @pytest.mark.parametrize("problem_class", PROBLEMS)
-def test_losses_of_a_stack_equal_its_networks(problem_class):
-    problem = problem_class()
-    models = [network(problem.domain, seed) for seed in range(3)]
-
-    def stack(x):
-        return torch.stack([model(x_m) for model, x_m in zip(models, x, strict=True)])
-
-    batches = [in_float64(problem.sample(8, seeded(seed))) for seed in range(3)]
-    stacked = {name: torch.stack([b[name] for b in batches]) for name in batches[0]}
-    losses = problem.losses(stack, stacked)
-    for s, (model, batch) in enumerate(zip(models, batches, strict=True)):
-        for term, loss in problem.losses(model, batch).items():
-            assert losses[term].shape == (3,)
-            torch.testing.assert_close(losses[term][s], loss)
+def test_a_stack_equals_its_networks(problem_class):
+    assert_stack_equals_networks(problem_class())
 
 
 @pytest.mark.parametrize(

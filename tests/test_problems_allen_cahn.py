@@ -3,14 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import network, seeded
+from helpers import asked_for, assert_stack_equals_networks, network, seeded
 from scipy.integrate import solve_ivp
 
 from pinnlib.derivatives import nested, taylor
 from pinnlib.evaluation import relative_l2_error
 from pinnlib.networks import MLP
 from pinnlib.problems.allen_cahn import CELLS, EVERY, STEPS, AllenCahn, solve
-from pinnlib.stacked import Stacked
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
 
@@ -129,26 +128,14 @@ def test_terms_and_domain():
 
 def test_derivatives_are_exchangeable():
     calls = []
-
-    def counted(model, x, order=2, *, operator=None):
-        calls.append((order, operator))
-        return nested(model, x, order, operator=operator)
-
-    problem = AllenCahn(derivatives=counted)
+    problem = AllenCahn(derivatives=asked_for(calls))
     problem.losses(network(problem.domain), problem.sample(8, seeded()))
     assert calls == [(1, None), (1, None), (2, (1.0, 0.0))]
 
 
 @DERIVATIVES
-def test_losses_of_a_stack_equal_its_networks(derivatives):
-    problem = AllenCahn(derivatives=derivatives)
-    models = [MLP(problem.domain, width=6, depth=2, generator=seeded(s)).double() for s in range(3)]
-    batches = [in_float64(problem.sample(8, seeded(seed))) for seed in range(3)]
-    stacked = {name: torch.stack([b[name] for b in batches]) for name in batches[0]}
-    losses = problem.losses(Stacked(models), stacked)
-    for s, (model, batch) in enumerate(zip(models, batches, strict=True)):
-        for term, loss in problem.losses(model, batch).items():
-            torch.testing.assert_close(losses[term][s], loss)
+def test_a_stack_equals_its_networks(derivatives):
+    assert_stack_equals_networks(AllenCahn(derivatives=derivatives))
 
 
 def test_losses_on_another_device():

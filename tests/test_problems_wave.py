@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import network, points, seeded
+from helpers import asked_for, assert_stack_equals_networks, points, seeded
 
 from pinnlib.derivatives import nested, taylor
 from pinnlib.problems import faces, uniform
@@ -182,31 +182,11 @@ def test_attributes():
 
 def test_one_second_derivative_is_asked_for():
     calls = []
-
-    def counted(model, x, order=2, *, operator=None):
-        calls.append((order, operator))
-        return nested(model, x, order, operator=operator)
-
-    problem = Wave(derivatives=counted)
+    problem = Wave(derivatives=asked_for(calls))
     problem.residuals(problem.exact, drawn(problem))
     assert calls == [(1, None), (2, (-4.0, 1.0))]
 
 
 @DERIVATIVES
 def test_a_stack_equals_its_networks(derivatives):
-    problem = Wave(derivatives=derivatives)
-    batches = [drawn(problem, 8, seed) for seed in range(3)]
-    models = [network(problem.domain, seed) for seed in range(3)]
-    stacked = {name: torch.stack([batch[name] for batch in batches]) for name in batches[0]}
-
-    def stack(x):
-        return torch.stack([model(x_m) for model, x_m in zip(models, x.unbind(0), strict=True)])
-
-    residuals, losses = problem.residuals(stack, stacked), problem.losses(stack, stacked)
-    for s, (model, batch) in enumerate(zip(models, batches, strict=True)):
-        for name, r in problem.residuals(model, batch).items():
-            assert residuals[name].shape == (3, 8, 1)
-            torch.testing.assert_close(residuals[name][s], r)
-        for term, loss in problem.losses(model, batch).items():
-            assert losses[term].shape == (3,)
-            torch.testing.assert_close(losses[term][s], loss)
+    assert_stack_equals_networks(Wave(derivatives=derivatives))

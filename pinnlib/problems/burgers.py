@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pinnlib.derivatives import Model
 from pinnlib.problems.base import Problem
-from pinnlib.problems.sampling import faces, sizes, uniform
+from pinnlib.problems.sampling import in_time
 
 NODES = 100
 """Of the quadrature: 80 agree with 160 to 1e-13, and NumPy's rule is tested up to 100."""
@@ -51,12 +51,7 @@ class Burgers(Problem):
         return cole_hopf(x.to(precise), self.nu).to(x.dtype)
 
     def sample(self, n: int | Mapping[str, int], generator: torch.Generator) -> dict[str, Tensor]:
-        size = sizes(n, ("boundary", "initial", "pde"))
-        return {
-            "boundary": faces(self.domain, size["boundary"], generator, [(0, -1.0), (0, 1.0)]),
-            "initial": faces(self.domain, size["initial"], generator, [(1, 0.0)]),
-            "pde": uniform(self.domain, size["pde"], generator),
-        }
+        return in_time(self.domain, n, generator)
 
     def residuals(self, model: Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         initial, interior = batch["initial"], batch["pde"]

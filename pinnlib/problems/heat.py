@@ -12,7 +12,7 @@ from torch import Tensor
 from pinnlib.derivatives import Model
 from pinnlib.problems.base import Problem
 from pinnlib.problems.measurements import Measurements
-from pinnlib.problems.sampling import faces, sizes, uniform
+from pinnlib.problems.sampling import in_time
 
 
 class Heat(Problem):
@@ -69,12 +69,7 @@ class Heat(Problem):
         return self.exact(x)
 
     def sample(self, n: int | Mapping[str, int], generator: torch.Generator) -> dict[str, Tensor]:
-        size = sizes(n, ("boundary", "initial", "pde"))
-        return self.measured.on(generator.device) | {
-            "boundary": faces(self.domain, size["boundary"], generator, [(0, 0.0), (0, 1.0)]),
-            "initial": faces(self.domain, size["initial"], generator, [(1, 0.0)]),
-            "pde": uniform(self.domain, size["pde"], generator),
-        }
+        return self.measured.on(generator.device) | in_time(self.domain, n, generator)
 
     def residuals(self, model: Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         kappa = self.coefficient(model, "diffusivity")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pinnlib.derivatives import Model
 from pinnlib.problems.base import Problem
-from pinnlib.problems.sampling import faces, sizes, uniform
+from pinnlib.problems.sampling import in_time
 
 
 class KleinGordon(Problem):
@@ -55,12 +55,7 @@ class KleinGordon(Problem):
         return f
 
     def sample(self, n: int | Mapping[str, int], generator: torch.Generator) -> dict[str, Tensor]:
-        size = sizes(n, ("boundary", "initial", "pde"))
-        return {
-            "boundary": faces(self.domain, size["boundary"], generator, [(0, 0.0), (0, 1.0)]),
-            "initial": faces(self.domain, size["initial"], generator, [(1, 0.0)]),
-            "pde": uniform(self.domain, size["pde"], generator),
-        }
+        return in_time(self.domain, n, generator)
 
     def residuals(self, model: Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         boundary, initial, interior = batch["boundary"], batch["initial"], batch["pde"]

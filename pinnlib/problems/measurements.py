@@ -39,7 +39,6 @@ class Measurements:
         z = torch.randn(shapes[1], generator=generator, dtype=torch.float64)
         self.points = points.detach().to("cpu", torch.float64)
         self.values = values.detach().to("cpu", torch.float64) + noise * z
-        self.noise = noise
 
     def on(self, device: torch.device | str) -> dict[str, Tensor]:
         """Points ``observed`` and ``values``, in the default dtype on a device."""

@@ -78,6 +78,33 @@ def faces(
     return x
 
 
+def in_time(
+    domain: Domain, n: int | Mapping[str, int], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Draw points for x and t: ``boundary`` at both ends of x, ``initial`` at the first t, ``pde``.
+
+    Args:
+        domain: the intervals of x and of t.
+        n: points in each set, or how many in which set, by name.
+        generator: source of the points.
+
+    Raises:
+        TypeError: as :func:`uniform`.
+        ValueError: as :func:`faces` and :func:`sizes`.
+
+    >>> points = in_time([(0, 1), (0, 2)], 2, torch.Generator().manual_seed(0))
+    >>> points["boundary"][:, 0].tolist(), points["initial"][:, 1].tolist()
+    ([0.0, 1.0], [0.0, 0.0])
+    """
+    size = sizes(n, ("boundary", "initial", "pde"))
+    (left, right), (start, _) = domain
+    return {
+        "boundary": faces(domain, size["boundary"], generator, [(0, left), (0, right)]),
+        "initial": faces(domain, size["initial"], generator, [(1, start)]),
+        "pde": uniform(domain, size["pde"], generator),
+    }
+
+
 def sizes(n: int | Mapping[str, int], sets: Sequence[str]) -> dict[str, int]:
     """How many points each set gets, by name.
 

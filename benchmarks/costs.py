@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import report, rivals, study
 from benchmarks.timing import Run, interleave, spread
-from pinnlib.loop import adam
+from pinnlib.loop import adam, default_network
 from pinnlib.step import Step
 
 ROUNDS, SECONDS = 11, 0.5
@@ -24,7 +24,7 @@ def trainer(setting: str, make: rivals.Make) -> Run:
     if setting in rivals.ATTENTION:
         problem = study.Attentive(problem)
     generator = torch.Generator().manual_seed(0)
-    model = rivals.network(problem, generator)
+    model = default_network(problem, generator)
     optimizer = adam(model.parameters())
     step = Step(lambda batch: problem.term_residuals(model, batch), model, make(problem))
 

@@ -1,9 +1,12 @@
 """The machine and the versions that a result was measured with, in words that name nobody."""
 
+import datetime
 import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
+
+import torch
 
 LIBRARIES = ["torch", "numpy", "deepxde", "pina-mathlab", "lightning", "jax", "optax"]
 
@@ -16,6 +19,12 @@ def in_words() -> str:
     kind = "virtual machine" if "hypervisor" in fields.get("flags", "") else "machine"
     cpu = fields.get("model name") or platform.processor() or platform.machine()
     return f"a {kind} with {os.cpu_count()} cores, {cpu}"
+
+
+def stamp() -> dict[str, str]:
+    """What stands beside a result: the day, the machine, PyTorch's version."""
+    today = datetime.date.today().isoformat()
+    return {"date": today, "machine": in_words(), "torch": torch.__version__}
 
 
 def versions() -> dict[str, str]:

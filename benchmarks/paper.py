@@ -7,7 +7,6 @@ goes on where it was interrupted, and writes ``pinnlib/results/paper.json`` and 
 
 from __future__ import annotations
 
-import datetime
 import json
 import math
 import sys
@@ -196,8 +195,7 @@ def results() -> dict[str, Any]:
 
 def save(new: Mapping[str, Any]) -> None:
     """Add to the file, and write the table in words."""
-    found = merged(results(), new) | {"date": datetime.date.today().isoformat()}
-    found |= {"machine": machine.in_words(), "torch": torch.__version__}
+    found = merged(results(), new) | machine.stamp()
     found["runs"] = {case: dict(sorted(runs.items())) for case, runs in found["runs"].items()}
     RESULTS.write_text(report.compact(found))
     Path(__file__).with_suffix(".md").write_text(markdown(found))

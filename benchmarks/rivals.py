@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import nn
 from torchjd.aggregation import UPGradWeighting
 
 from benchmarks.unseen import BoundaryLayer, Convection
-from pinnlib.coefficients import WithCoefficients
 from pinnlib.derivatives import taylor
 from pinnlib.networks import MLP
 from pinnlib.problems import (
@@ -55,11 +53,6 @@ UNSEEN: dict[str, Callable[[], Problem]] = {
 }
 """Problems that chose nothing, for the advice that follows from the others."""
 WITH_TORCHJD = ["Klein–Gordon", "Helmholtz", "oscillator"]
-
-
-def network(problem: Problem, generator: torch.Generator) -> nn.Module:
-    model = MLP(problem.domain, generator=generator)
-    return WithCoefficients(model, **problem.unknown) if problem.unknown else model
 
 
 def journal(problem: Problem) -> Balancer:

@@ -6,7 +6,6 @@ and goes on where it was interrupted.
 
 from __future__ import annotations
 
-import datetime
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -134,8 +133,7 @@ def main(names: list[str]) -> None:
                 everything = results()  # again: another process may have written meanwhile
                 found = everything.setdefault(name, {"errors": {}})
                 found["errors"].setdefault(title, {})[setting] = errors
-                found["date"] = datetime.date.today().isoformat()
-                found["machine"], found["torch"] = machine.in_words(), torch.__version__
+                found |= machine.stamp()
                 RESULTS.write_text(report.compact(everything))
                 print(f"{name}, {title}, {setting}: {errors}", flush=True)
     complete = [

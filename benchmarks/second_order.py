@@ -8,7 +8,6 @@ timed.
 
 from __future__ import annotations
 
-import datetime
 import json
 import sys
 import time
@@ -204,8 +203,7 @@ def main(names: list[str]) -> None:
         found = {"errors": {}, "weights": {}, "seconds": {}} | found
 
         def save(path: Path = path, found: dict[str, Any] = found) -> None:
-            found["date"] = datetime.date.today().isoformat()
-            found["machine"], found["torch"] = machine.in_words(), torch.__version__
+            found.update(machine.stamp())
             path.write_text(report.compact(found))
 
         study(name, found, save)

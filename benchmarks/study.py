@@ -7,7 +7,6 @@ in ``study.md`` beside this file.
 
 from __future__ import annotations
 
-import datetime
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -19,9 +18,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine, report
-from benchmarks.rivals import GROUPS, PROBLEMS, SETTINGS, TERMS, UNSEEN, WITH_TORCHJD, network
+from benchmarks.rivals import GROUPS, PROBLEMS, SETTINGS, TERMS, UNSEEN, WITH_TORCHJD
 from pinnlib.derivatives import Model
 from pinnlib.history import History
+from pinnlib.loop import default_network
 from pinnlib.problems import Problem
 from pinnlib.recording import Recorded
 from pinnlib.step import eager
@@ -97,7 +97,7 @@ def run(title: str, group: str) -> list[History]:
         return [
             train(
                 problem,
-                network(problem, generator := torch.Generator().manual_seed(seed)),
+                default_network(problem, generator := torch.Generator().manual_seed(seed)),
                 Balancer(TERMS, balancers[0].rule),
                 generator=generator,
                 **options,
@@ -108,7 +108,6 @@ def run(title: str, group: str) -> list[History]:
         problem,
         together,
         seeds=seeds,
-        network=lambda g: network(problem, g),
         sample=draw,
         run=eager if group == "attention" else Recorded,
         **options,
@@ -145,10 +144,7 @@ def main(titles: list[str]) -> None:
                 "errors": [[report.rounded(x) for x in row] for row in e.tolist()],
                 "data_over_pde": [report.rounded(x) for x in w.tolist()],
             }
-        found |= {
-            "date": datetime.date.today().isoformat(),
-            "machine": machine.in_words(),
-            "torch": torch.__version__,
+        found |= machine.stamp() | {
             "steps": np.arange(RECORD_EVERY, STEPS + 1, RECORD_EVERY).tolist(),
             "seeds": [*SEEDS],
         }

@@ -15,9 +15,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, StepLR
 from tqdm import tqdm
 
-from pinnlib.coefficients import owner_of
+from pinnlib.coefficients import WithCoefficients, owner_of
 from pinnlib.evaluation import ErrorOnGrid
 from pinnlib.history import History, Observation, Recorder
+from pinnlib.networks import MLP
 from pinnlib.parameters import check_optimizer
 from pinnlib.problems import Problem
 from pinnlib.residuals import NotFiniteError, check_terms
@@ -45,6 +46,12 @@ def decay(optimizer: Optimizer) -> LRScheduler:
     [0.005]
     """
     return StepLR(optimizer, step_size=1000, gamma=0.9)
+
+
+def default_network(problem: Problem, generator: torch.Generator) -> nn.Module:
+    """The book's network on the problem's domain, beside its unknown coefficients if any."""
+    model = MLP(problem.domain, generator=generator)
+    return WithCoefficients(model, **problem.unknown) if problem.unknown else model
 
 
 def run_loop(

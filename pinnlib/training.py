@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pinnlib.coefficients import WithCoefficients
 from pinnlib.history import History, Observation
-from pinnlib.loop import adam, decay, run_loop
-from pinnlib.networks import MLP, Stacked
+from pinnlib.loop import adam, decay, default_network, run_loop
+from pinnlib.networks import Stacked
 from pinnlib.problems import Problem
 from pinnlib.step import Batch, Weights, eager
 
@@ -65,6 +64,7 @@ def train(
             problem's boundary, if the balancer does not name exactly the problem's terms, or as
             :class:`pinnlib.step.Step` before anything was recorded.
 
+    >>> from pinnlib.networks import MLP
     >>> from pinnlib.problems import Helmholtz
     >>> problem, generator = Helmholtz(), torch.Generator().manual_seed(0)
     >>> model = MLP(problem.domain, generator=generator)
@@ -159,7 +159,7 @@ def train_many(
         raise ValueError("seeds is empty: pass one seed or more")
     if too_large := [seed for seed in seeds if not -(2**63) <= seed < 2**64]:
         raise ValueError(f"seeds {too_large} are too large: use 64 bits at most")
-    build = network or partial(_default_network, problem)
+    build = network or partial(default_network, problem)
     draw = sample or (lambda g: problem.sample(n, g))
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     model = Stacked([build(g) for g in generators]).to(device, dtype)
@@ -186,11 +186,6 @@ def train_many(
         run=run,
     )
     return model, history
-
-
-def _default_network(problem: Problem, generator: torch.Generator) -> nn.Module:
-    model = MLP(problem.domain, generator=generator)
-    return WithCoefficients(model, **problem.unknown) if problem.unknown else model
 
 
 def _check_alike(problem: Problem, model: Stacked, batch: Batch, dtype: torch.dtype | None) -> None:

@@ -10,6 +10,7 @@ from helpers import seeded
 from benchmarks import rivals, study
 from benchmarks.unseen import BoundaryLayer, Convection
 from pinnlib.derivatives import nested, taylor
+from pinnlib.loop import default_network
 from pinnlib.training import train
 from pinnlib.weighting import Balancer
 
@@ -44,7 +45,7 @@ def test_a_run_of_the_study_is_a_training_alone(setting, monkeypatch):
     balancer = rivals.GROUPS[group][setting](problem)
     trained = study.Attentive(problem) if group == "attention" else problem
     generator = seeded(4)
-    model = rivals.network(problem, generator)
+    model = default_network(problem, generator)
     alone = train(trained, model, balancer, steps=12, generator=generator, record_every=6)
     assert history.errors[index].tolist() == pytest.approx(alone.errors.tolist(), rel=1e-3)
     ratio = history.weights["data"][index] / history.weights["pde"][index]

@@ -105,7 +105,7 @@ class Step:
             raise ValueError(
                 f"reduce talks to other processes, which {run!r} cannot record: leave run out"
             )
-        self._is_alike = False
+        self._is_alike, self._is_recorded = False, run is not eager
         self._kernel = run(self._measure)
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -181,6 +181,7 @@ class Step:
         if due:
             names = self.balancer.terms
             seen = Seen(names, weights, losses=found.losses, rows=found.rows, probes=found.probes)
+            seen.is_recorded = self._is_recorded
             weights, state = answer(self.balancer.rule, seen, state)
         direction = found.direction(weights)
         numbers = torch.cat([found.losses.to(weights), weights], dim=-1)

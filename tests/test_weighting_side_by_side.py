@@ -8,6 +8,8 @@ from helpers import network, seeded
 
 from pinnlib import GradientBalancer, Step
 from pinnlib.networks import Stacked
+from pinnlib.recording import Recorded
+from pinnlib.step import eager
 from pinnlib.weighting import Balancer, KernelTrace, SideBySide, SoftAdapt
 
 TERMS = ["data", "pde"]
@@ -82,3 +84,25 @@ def test_a_rule_of_random_signs_comes_before_one_that_looks_at_the_gradient_matr
     _, weights = Step(terms_of, stack, balancer, stack=(2,))(batch)
     assert weights.isfinite().all()
     assert (weights != 1).any(dim=-1).all()
+
+
+@pytest.mark.parametrize("run", [eager, Recorded])
+def test_who_is_not_due_looks_at_nothing_unless_it_is_recorded(run):
+    """Two balancers, due at every third and every second step, and a constant that never looks."""
+    pair = [GradientBalancer.bounded(every=3), GradientBalancer.simplified(every=2)]
+    both = [*pair, Balancer(TERMS, {"data": 1.0, "pde": 1.0})]
+    stack = Stacked([network(seed=seed) for seed in range(3)])
+
+    def terms_of(batch):
+        u = stack(batch["x"])
+        return {"data": [u - 1], "pde": [u**2]}
+
+    batch = {"x": torch.rand(3, 4, 2, generator=seeded(), dtype=torch.float64)}
+    step = Step(terms_of, stack, Balancer(TERMS, SideBySide(both, share=1)), stack=(3,), run=run)
+    looked = []
+    for _ in range(7):
+        measured = step.measure(batch)
+        step.apply(measured)
+        looked.append(measured.G is not None)
+    at_first = [True, False, True, True, True, False, True]
+    assert looked == ([True] * 7 if run is Recorded else at_first)

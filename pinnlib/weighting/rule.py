@@ -29,6 +29,9 @@ class Seen:
     torch.Size([2, 2])
     """
 
+    is_recorded = False
+    """Whether operations are being recorded, so that a rule has to do the same at every step."""
+
     def __init__(
         self,
         terms: Sequence[str],

@@ -3,6 +3,7 @@
 from pinnlib.problems.allen_cahn import AllenCahn
 from pinnlib.problems.base import Problem
 from pinnlib.problems.burgers import Burgers
+from pinnlib.problems.cavity import Cavity
 from pinnlib.problems.heat import Heat
 from pinnlib.problems.helmholtz import Helmholtz
 from pinnlib.problems.klein_gordon import KleinGordon
@@ -16,6 +17,7 @@ from pinnlib.problems.wave import Wave
 __all__ = [
     "AllenCahn",
     "Burgers",
+    "Cavity",
     "Heat",
     "Helmholtz",
     "KleinGordon",

@@ -96,7 +96,7 @@ class Cavity(Problem):
 
     def sample(self, n: int | Mapping[str, int], generator: torch.Generator) -> dict[str, Tensor]:
         size = sizes(n, ("lid", "walls", "pde"))
-        along = ((self.gap, 1 - self.gap), (0.0, 1.0))
+        along = ((self.gap, 1 - self.gap), self.domain[1])
         return {
             "lid": faces(along, size["lid"], generator, [(1, 1.0)]),
             "walls": faces(self.domain, size["walls"], generator, [(0, 0.0), (0, 1.0), (1, 0.0)]),

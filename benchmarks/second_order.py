@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine, report
+from pinnlib.coefficients import WithCoefficients
 from pinnlib.derivatives import taylor
 from pinnlib.evaluation import ErrorOnGrid
 from pinnlib.gradients import gradient_rows
@@ -42,6 +43,8 @@ SETTINGS = [*(f"{value:g}" for value in [*CONSTANTS, COLLAPSED]), *RULES]
 TERMS = ("data", "pde")
 ADAM_STEPS, RATE = 500, 5e-3
 POINTS, ON_EACH_SET = 1000, 250
+MEASURED = {"observed", "values"}
+"""What is not drawn, but stays."""
 Batch = dict[str, Tensor]
 
 
@@ -49,7 +52,7 @@ class Case:
     """A problem with a network for it, chosen on other seeds, and how many stretches it is given.
 
     Args:
-        problem: its class.
+        problem: its unknown coefficients, if any, are trained beside the network.
         width: neurons a layer.
         depth: hidden layers.
         gain: factor of the first layer's initial weights.
@@ -57,17 +60,18 @@ class Case:
     """
 
     def __init__(
-        self, problem: type[Problem], width: int, depth: int, gain: float, stretches: dict[str, int]
+        self, problem: Problem, width: int, depth: int, gain: float, stretches: dict[str, int]
     ) -> None:
-        self.problem = problem(derivatives=taylor)
+        self.problem = problem
         self.width, self.depth, self.gain, self.stretches = width, depth, gain, stretches
-        self.sets = list(self.problem.sample(8, torch.Generator()))
+        self.sets = set(problem.sample(8, torch.Generator())) - MEASURED
 
-    def network(self, generator: torch.Generator) -> MLP:
+    def network(self, generator: torch.Generator) -> MLP | WithCoefficients:
         model = MLP(self.problem.domain, self.width, self.depth, generator=generator).double()
         with torch.no_grad():
             next(model.parameters()).mul_(self.gain)
-        return model
+        unknown = self.problem.unknown
+        return WithCoefficients(model, **unknown) if unknown else model
 
     def draw(self, generator: torch.Generator) -> Batch:
         size = {name: POINTS if name == "pde" else ON_EACH_SET for name in self.sets}
@@ -75,9 +79,13 @@ class Case:
 
 
 CASES = {
-    "Klein–Gordon": Case(KleinGordon, 24, 2, 1.0, {"gauss_newton": 7, "broyden": 15}),
-    "Helmholtz": Case(Helmholtz, 80, 1, 1.0, {"gauss_newton": 18, "broyden": 15}),
-    "Poisson": Case(Poisson, 120, 1, 5.0, {"gauss_newton": 14, "broyden": 15}),
+    "Klein–Gordon": Case(
+        KleinGordon(derivatives=taylor), 24, 2, 1.0, {"gauss_newton": 7, "broyden": 15}
+    ),
+    "Helmholtz": Case(
+        Helmholtz(derivatives=taylor), 80, 1, 1.0, {"gauss_newton": 18, "broyden": 15}
+    ),
+    "Poisson": Case(Poisson(derivatives=taylor), 120, 1, 5.0, {"gauss_newton": 14, "broyden": 15}),
 }
 
 
@@ -95,6 +103,9 @@ class Runner:
         self.case = case
         self.model = case.network(torch.Generator().manual_seed(0))
         self.params = list(self.model.parameters())
+        network = self.model.model if isinstance(self.model, WithCoefficients) else self.model
+        self.counted = list(network.parameters())
+        """Those that the balancer sees: no coefficients."""
         self.error = ErrorOnGrid(case.problem, dtype=torch.float64)
         self.total, self.rows = Recorded(self._total), Recorded(self._rows)
 
@@ -105,7 +116,7 @@ class Runner:
 
     def _rows(self, batch: Batch) -> Tensor:
         losses = self.case.problem.losses(self.model, batch).values()
-        G, _ = gradient_rows([([loss], None) for loss in losses], self.params)
+        G, _ = gradient_rows([([loss], None) for loss in losses], self.counted)
         return G
 
     def backward(self, batch: Batch, weights: Tensor) -> Tensor:
@@ -163,22 +174,29 @@ def broyden(runner: Runner, balancer: Balancer) -> Callable[[Batch], object]:
 STRETCHES = {"gauss_newton": gauss_newton, "broyden": broyden}
 
 
-def study(name: str, found: dict[str, Any], save: Callable[[], None]) -> None:
-    """Run what is missing."""
-    for title, case in CASES.items():
-        runner = None
-        for seed, setting in product(map(str, SEEDS), SETTINGS):
-            errors, weights = (
-                found[key].setdefault(title, {}).setdefault(setting, {})
-                for key in ("errors", "weights")
-            )
-            if seed in errors:
-                continue
-            runner = runner or Runner(case)
-            end, weight, _ = runner.run(name, setting, int(seed))
-            errors[seed], weights[seed] = [report.rounded(x) for x in end], report.rounded(weight)
-            print(f"{name}, {title}, {setting}, seed {seed}: {errors[seed][-1]:.1e}", flush=True)
-            save()
+def study(
+    name: str,
+    found: dict[str, Any],
+    save: Callable[[], None],
+    cases: Mapping[str, Case],
+    seeds: Iterable[int],
+    settings: Iterable[str],
+) -> None:
+    """Run what is missing, seed after seed."""
+    runners: dict[str, Runner] = {}
+    for seed, title, setting in product(map(str, seeds), cases, settings):
+        errors, weights = (
+            found[key].setdefault(title, {}).setdefault(setting, {})
+            for key in ("errors", "weights")
+        )
+        if seed in errors:
+            continue
+        if title not in runners:
+            runners[title] = Runner(cases[title])
+        end, weight, _ = runners[title].run(name, setting, int(seed))
+        errors[seed], weights[seed] = [report.rounded(x) for x in end], report.rounded(weight)
+        print(f"{name}, {title}, {setting}, seed {seed}: {errors[seed][-1]:.1e}", flush=True)
+        save()
 
 
 def timing(name: str, found: dict[str, Any], save: Callable[[], None]) -> None:
@@ -206,7 +224,7 @@ def main(names: list[str]) -> None:
             found.update(machine.stamp())
             path.write_text(report.compact(found))
 
-        study(name, found, save)
+        study(name, found, save, CASES, SEEDS, SETTINGS)
         timing(name, found, save)
 
 

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, report, second_order
+from benchmarks import gpu, report, second_order, second_order_more
 from benchmarks.contestants import ENTRIES
+from pinnlib.coefficients import WithCoefficients
+from pinnlib.derivatives import taylor
+from pinnlib.optimizers import SSBroyden
 from pinnlib.problems import KleinGordon
 from pinnlib.step import eager
 
@@ -118,14 +121,18 @@ def test_study_of_second_order_optimizers_goes_on(
     monkeypatch.setattr(second_order, "Recorded", eager)
     for number, value in {"POINTS": 40, "ON_EACH_SET": 10, "ADAM_STEPS": 12}.items():
         monkeypatch.setattr(second_order, number, value)
-    case = second_order.Case(KleinGordon, 4, 1, 1.0, {name: 1})
-    monkeypatch.setattr(second_order, "CASES", {"small": case})
+    cases = {"small": second_order.Case(KleinGordon(derivatives=taylor), 4, 1, 1.0, {name: 1})}
+    monkeypatch.setattr(second_order, "CASES", cases)
     monkeypatch.setattr(second_order, "SEEDS", [3])
-    monkeypatch.setattr(second_order, "SETTINGS", ["10", "held", "renewed"])
+    settings = ["10", "held", "renewed"]
     found: dict[str, Any] = {"errors": {}, "weights": {}, "seconds": {}}
     saved: list[str] = []
+
+    def save() -> None:
+        saved.append(report.compact(found))
+
     for _ in range(2):  # the second time, nothing is left to do
-        second_order.study(name, found, lambda: saved.append(report.compact(found)))
+        second_order.study(name, found, save, cases, [3], settings)
         assert len(saved) == 3
     runs = found["errors"]["small"]
     assert all(len(set(run["3"])) == 2 for run in runs.values())
@@ -134,3 +141,25 @@ def test_study_of_second_order_optimizers_goes_on(
     assert weights["held"] != weights["renewed"]
     second_order.timing(name, found, lambda: None)
     assert min(found["seconds"]["small"].values()) > 0
+
+
+@pytest.mark.parametrize("title", second_order_more.CASES)
+def test_each_of_more_problems_is_trained(monkeypatch: pytest.MonkeyPatch, title: str) -> None:
+    """Its coefficient, too, which stays out of the balancer's rows."""
+    monkeypatch.setattr(second_order, "Recorded", eager)
+    for number, value in {"POINTS": 40, "ON_EACH_SET": 10, "ADAM_STEPS": 3}.items():
+        monkeypatch.setattr(second_order, number, value)
+    monkeypatch.setattr(second_order, "SSBroyden", lambda p, max_iter: SSBroyden(p, max_iter // 50))
+    case = second_order_more.CASES[title]
+    monkeypatch.setattr(case, "stretches", {"broyden": 1})
+    runner = second_order.Runner(case)
+    errors, weight, _ = runner.run("broyden", "held", 0)
+    assert len(errors) == 2
+    assert all(0 < error < math.inf for error in (*errors, weight))
+    size = sum(p.numel() for p in runner.model.parameters())
+    known = not case.problem.unknown
+    rows = runner.rows(case.draw(torch.Generator().manual_seed(0)))
+    assert rows.shape == (2, size if known else size - 1)
+    if not known:
+        assert isinstance(runner.model, WithCoefficients)
+        assert runner.model.log_shares.item() != 0

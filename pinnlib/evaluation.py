@@ -22,7 +22,8 @@ def relative_l2_error(model: Model, problem: Problem, n: int = 100) -> float:
 
     .. math:: \frac{\lVert u_\theta - u \rVert_2}{\lVert u \rVert_2}
 
-    over all outputs together, on the device and in the precision of the model's parameters.
+    over all outputs together, on the device and in the precision of the model's parameters. Outputs
+    that the problem calls ``hidden``, which have no reference, do not count.
 
     Args:
         model: maps points ``(N, d)`` to values ``(N, m)``; left in its mode, training or not.
@@ -95,6 +96,7 @@ class ErrorOnGrid:
     ) -> None:
         self.points = problem.grid(n, device=device, dtype=dtype)
         self.reference = reference_values(problem, self.points)
+        self.hidden = problem.hidden
         self.norm = _norm(self.reference.split(CHUNK))
         if not 0 < self.norm < torch.inf:
             raise ValueError(
@@ -106,7 +108,7 @@ class ErrorOnGrid:
     def __call__(self, model: Model) -> Tensor:
         """The error of a network, ``()``, or of each network of a stack, ``(M,)``."""
         chunks = zip(self.points.split(CHUNK), self.reference.split(CHUNK), strict=True)
-        return _norm(predict(model, x, u.shape[-1]) - u for x, u in chunks) / self.norm
+        return _norm(predict(model, x, u.shape[-1], self.hidden) - u for x, u in chunks) / self.norm
 
 
 def _norm(chunks: Iterable[Tensor]) -> Tensor:
@@ -149,8 +151,10 @@ def reference_values(problem: Problem, x: Tensor) -> Tensor:
     return u.to(x.device)
 
 
-def predict(model: Model, x: Tensor, m: int) -> Tensor:
+def predict(model: Model, x: Tensor, m: int, hidden: int = 0) -> Tensor:
     """What a model says at points ``(N, d)``: ``(N, m)``, or ``(M, N, m)`` for a stack.
+
+    It may have ``hidden`` more outputs, the last ones, which are left out.
 
     Raises:
         TypeError: if it does not return a tensor.
@@ -158,9 +162,10 @@ def predict(model: Model, x: Tensor, m: int) -> Tensor:
     """
     u = model(x)
     _check_values("model", u, x)
-    if u.shape[-1] != m:
-        raise ValueError(f"model has {u.shape[-1]} outputs, but the reference has {m}")
-    return u
+    if u.shape[-1] not in (m, m + hidden):
+        more = f", and {hidden} more may have none" if hidden else ""
+        raise ValueError(f"model has {u.shape[-1]} outputs, but the reference has {m}{more}")
+    return u[..., :m]
 
 
 def _check_values(name: str, u: Any, x: Tensor) -> None:

@@ -50,7 +50,7 @@ def decay(optimizer: Optimizer) -> LRScheduler:
 
 def default_network(problem: Problem, generator: torch.Generator) -> nn.Module:
     """The book's network on the problem's domain, beside its unknown coefficients if any."""
-    model = MLP(problem.domain, generator=generator)
+    model = MLP(problem.domain, outputs=problem.outputs, generator=generator)
     return WithCoefficients(model, **problem.unknown) if problem.unknown else model
 
 

@@ -88,6 +88,28 @@ def test_error_of_two_outputs_in_closed_form():
     )
 
 
+def test_outputs_that_have_no_reference_do_not_count():
+    class Pair(KleinGordon):
+        hidden = 2
+
+    def solution(x):
+        return torch.cat([x[..., :1], x[..., 1:] ** 2], dim=-1)
+
+    def model(x):
+        junk = torch.full((*x.shape[:-1], 2), torch.nan)
+        return torch.cat([1.5 * solution(x), junk], dim=-1)
+
+    problem = Pair(reference=solution)
+    assert relative_l2_error(model, problem, n=9) == pytest.approx(0.5)
+    assert relative_l2_error(solution, problem, n=9) == 0, "the reference alone"
+    stack = relative_l2_errors(lambda x: torch.stack([model(x), 2 * model(x)]), problem, n=9)
+    torch.testing.assert_close(stack, torch.tensor([0.5, 2.0]))
+    message = "model has {} outputs, but the reference has 2, and 2 more may have none"
+    for outputs in (1, 3, 5):
+        with pytest.raises(ValueError, match=message.format(outputs)):
+            relative_l2_error(lambda x, m=outputs: x[..., :1].expand(-1, m), problem)
+
+
 def test_errors_of_a_stack():
     errors = relative_l2_errors(times(1.0, 1.5, 0.0), Decay())
     torch.testing.assert_close(errors, torch.tensor([0.0, 0.5, 1.0]))
@@ -232,7 +254,7 @@ def test_a_problem_without_a_reference_has_no_error():
         (lambda x: torch.exp(-x[:, 0]), r"model maps \(9, 1\) to \(9,\): let it return \(N, m\)"),
         (lambda x: torch.exp(-x).mean(), r"model maps \(9, 1\) to \(\)"),
         (lambda x: torch.exp(-x)[:1], r"model maps \(9, 1\) to \(1, 1\)"),
-        (lambda x: torch.exp(-x).expand(9, 2), "model has 2 outputs, but the reference has 1"),
+        (lambda x: torch.exp(-x).expand(9, 2), "model has 2 outputs, but the reference has 1$"),
     ],
 )
 def test_a_model_is_refused(model, message):
@@ -260,3 +282,5 @@ def test_predictions_are_those_of_the_model():
     x = uniform([(0, 1)], 4, seeded())
     assert torch.equal(predict(torch.sin, x, 1), torch.sin(x))
     assert predict(times(1.0, 2.0), x, 1).shape == (2, 4, 1)
+    both = predict(lambda x: torch.cat([x, -x], dim=1), x, 1, hidden=1)
+    assert torch.equal(both, x)

@@ -14,7 +14,7 @@ from pinnlib.networks import Stacked
 from pinnlib.problems import Cavity, Table
 from pinnlib.problems.cavity import TABLE
 from pinnlib.step import eager
-from pinnlib.training import train
+from pinnlib.training import train, train_many
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
 
@@ -130,7 +130,6 @@ def test_residuals_have_the_dtype_of_the_network(derivatives):
 
 def test_it_trains():
     problem = Cavity(derivatives=taylor)
-    problem.reference = None
     model = network(problem.domain, outputs=3).float()
     weights = dict.fromkeys(problem.terms, 1.0)
     history = train(
@@ -138,6 +137,17 @@ def test_it_trains():
     )
     first, last = (sum(history.losses[term][i] for term in problem.terms) for i in (0, -1))
     assert last < first
+    x, u = problem.grid(), problem.reference(problem.grid())
+    with torch.no_grad():
+        velocity = model(x)[:, :2]  # without the pressure
+    assert history.errors[-1].item() == pytest.approx(((velocity - u).norm() / u.norm()).item())
+
+
+def test_the_default_network_has_three_outputs():
+    problem = Cavity(derivatives=taylor)
+    model, history = train_many(problem, dict.fromkeys(problem.terms, 1.0), seeds=[0, 1], steps=2)
+    assert model(problem.grid(3).expand(2, 9, 2)).shape == (2, 9, 3)
+    assert history.errors.shape == (2, 1)
 
 
 # Points

@@ -76,6 +76,10 @@ class Problem(ABC):
     """True values of the equation's coefficients that may be unknown."""
     unknown: Mapping[str, float] = {}
     """Where the unknown ones start."""
+    outputs: int = 1
+    """Outputs of a network for it, by default."""
+    hidden: int = 0
+    """How many of them, the last ones, have no reference."""
 
     def __init__(
         self,
@@ -111,8 +115,7 @@ class Problem(ABC):
             ``(n, d)`` for each set, by name.
 
         Raises:
-            ValueError: if ``n`` is smaller than the number of faces that a set is shared out over,
-                or names other sets.
+            ValueError: if ``n`` is below the number of a set's faces, or names other sets.
         """
 
     @abstractmethod

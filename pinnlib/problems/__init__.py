@@ -7,6 +7,7 @@ from pinnlib.problems.cavity import Cavity
 from pinnlib.problems.heat import Heat
 from pinnlib.problems.helmholtz import Helmholtz
 from pinnlib.problems.klein_gordon import KleinGordon
+from pinnlib.problems.lotka_volterra import LotkaVolterra
 from pinnlib.problems.measurements import Measurements
 from pinnlib.problems.oscillator import Oscillator
 from pinnlib.problems.poisson import Poisson
@@ -21,6 +22,7 @@ __all__ = [
     "Heat",
     "Helmholtz",
     "KleinGordon",
+    "LotkaVolterra",
     "Measurements",
     "Oscillator",
     "Poisson",

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import gpu, report, second_order, second_order_more
 from benchmarks.contestants import ENTRIES
+from benchmarks.rivals import PROBLEMS
 from pinnlib.coefficients import WithCoefficients
 from pinnlib.derivatives import taylor
 from pinnlib.optimizers import SSBroyden
@@ -141,6 +142,23 @@ def test_study_of_second_order_optimizers_goes_on(
     assert weights["held"] != weights["renewed"]
     second_order.timing(name, found, lambda: None)
     assert min(found["seconds"]["small"].values()) > 0
+
+
+def test_study_of_more_problems_is_complete() -> None:
+    """With the three that stand elsewhere, these are the nine of the study."""
+    text = second_order_more.PATH.read_text()
+    found = json.loads(text)
+    assert text == report.compact(found)
+    assert set(found["errors"]) == set(second_order_more.CASES)
+    elsewhere = {"Poisson 2D" if title == "Poisson" else title for title in second_order.CASES}
+    assert elsewhere | set(found["errors"]) == set(PROBLEMS)
+    for title, case in second_order_more.CASES.items():
+        assert list(found["errors"][title]) == second_order_more.TRIED
+        for setting, runs in found["errors"][title].items():
+            assert list(map(int, runs)) == list(second_order_more.SEEDS)[: len(runs)] != []
+            assert {len(errors) for errors in runs.values()} == {case.stretches["broyden"] + 1}
+            weights = found["weights"][title][setting].values()
+            assert setting == "held" or set(weights) == {float(setting)}
 
 
 @pytest.mark.parametrize("title", second_order_more.CASES)

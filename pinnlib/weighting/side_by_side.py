@@ -42,7 +42,7 @@ class SideBySide(Rule):
 
     def start(self, terms: Sequence[str], weights: Tensor) -> State:
         for balancer in self.balancers.values():
-            if tuple(balancer.terms) != tuple(terms):
+            if balancer.terms != tuple(terms):
                 raise ValueError(f"a balancer of {balancer.terms} beside {list(terms)}: pass alike")
         states = {i: b.rule.start(terms, weights) for i, b in self.balancers.items()}
         inner = {f"{i} {name}": x for i, state in states.items() for name, x in state.items()}

@@ -134,6 +134,13 @@ def prose(markdown: str) -> str:
     return re.sub(r"\*\*Exercise [\d.]+\*\*", " ", markdown)
 
 
+@every_chapter
+def test_no_escape_was_lost(notebook: NotebookNode) -> None:
+    r"""Where a string was not raw, ``\text`` is a tab and ``ext``, and no formula."""
+    for cell in notebook.cells:
+        assert not re.search(r"[\x00-\x09\x0b-\x1f]", cell.source), repr(cell.source)
+
+
 RESULT = re.compile(r"\d+\.\d+(?:e-?\d+)?|\d+e-?\d+|\d+(?=\s*%)|\d+(?=\s*(?:×|times\b|seconds\b))")
 
 

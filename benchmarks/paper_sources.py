@@ -82,4 +82,8 @@ IPINN: Table = {  # result files of improved PINNs (I-PINN): a single run, 40 00
     "Klein–Gordon 5×50": {"M1": [1.42e-1], "M3": [3.95e-2]},
 }
 
-PUBLISHED = {"journal": JOURNAL, "preprint": PREPRINT, "DCGD": DCGD, "I-PINN": IPINN}
+RBA: Table = {  # notebook of residual-based attention, 2024: one run, at the end L-BFGS
+    "Helmholtz 6×128": {"M1": [2.6e-2]},
+}
+
+PUBLISHED = {"journal": JOURNAL, "preprint": PREPRINT, "DCGD": DCGD, "I-PINN": IPINN, "RBA": RBA}

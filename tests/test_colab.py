@@ -64,7 +64,7 @@ def kernel(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     path = ROOT / "_build" / "environments" / "colab"
     shutil.rmtree(path, ignore_errors=True)
     build_backend = ("hatchling", "hatch-fancy-pypi-readme")
-    installed = ("torch", "numpy", "matplotlib", "tabulate", "tqdm", "ipykernel")
+    installed = ("torch", "numpy", "scipy", "matplotlib", "tabulate", "tqdm", "ipykernel")
     python = empty_environment(path, *installed, *build_backend)
     stub = path / "stub" / "google" / "colab"
     stub.mkdir(parents=True)

@@ -71,6 +71,10 @@ def rows(*sizes: float, dtype: torch.dtype = torch.float64) -> Tensor:
 # Problems
 
 
+def in_float64(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.double() for name, x in batch.items()}
+
+
 def asked_for(calls: list[Any]) -> Derivatives:
     """Derivatives that also write down which order and which operator they were asked for."""
 
@@ -83,11 +87,13 @@ def asked_for(calls: list[Any]) -> Derivatives:
     return counted
 
 
-def assert_stack_equals_networks(problem: Problem) -> None:
-    """Residuals and losses of three networks are the same alone, stacked, and stacked by hand."""
-    models = [network(problem.domain, seed) for seed in range(3)]
-    samples = [problem.sample(8, seeded(seed)) for seed in range(3)]
-    batches = [{name: x.double() for name, x in sample.items()} for sample in samples]
+def assert_stack_equals_networks(problem: Problem, **sizes: int) -> None:
+    """Residuals and losses of three networks are the same alone, stacked, and stacked by hand.
+
+    A residual has 8 points, or as many as are named.
+    """
+    models = [network(problem.domain, seed, outputs=problem.outputs) for seed in range(3)]
+    batches = [in_float64(problem.sample(8, seeded(seed))) for seed in range(3)]
     stacked = {name: torch.stack([batch[name] for batch in batches]) for name in batches[0]}
 
     def by_hand(x: Tensor) -> Tensor:
@@ -97,7 +103,7 @@ def assert_stack_equals_networks(problem: Problem) -> None:
         residuals, losses = problem.residuals(stack, stacked), problem.losses(stack, stacked)
         for s, (model, batch) in enumerate(zip(models, batches, strict=True)):
             for name, r in problem.residuals(model, batch).items():
-                assert residuals[name].shape == (3, 8, 1)
+                assert residuals[name].shape == (3, sizes.get(name, 8), 1)
                 torch.testing.assert_close(residuals[name][s], r)
             for term, loss in problem.losses(model, batch).items():
                 assert losses[term].shape == (3,)

@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import assert_stack_equals_networks, network, points, seeded
+from helpers import assert_stack_equals_networks, in_float64, network, points, seeded
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,10 +19,6 @@ BOUNDARY = {  # the faces where each set of points must lie: (column, value)
     KleinGordon: {"boundary": [(0, 0.0), (0, 1.0)], "initial": [(1, 0.0)]},
     Helmholtz: {"boundary": [(0, -1.0), (0, 1.0), (1, -1.0), (1, 1.0)]},
 }
-
-
-def in_float64(batch):
-    return {name: x.double() for name, x in batch.items()}
 
 
 class Line(Problem):

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import asked_for, assert_stack_equals_networks, network, seeded
+from helpers import asked_for, assert_stack_equals_networks, in_float64, network, seeded
 from scipy.integrate import solve_ivp
 
 from pinnlib.derivatives import nested, taylor
@@ -14,10 +14,6 @@ from pinnlib.problems.allen_cahn import CELLS, EVERY, STEPS, AllenCahn, solve
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
 
 DERIVATIVES = pytest.mark.parametrize("derivatives", [nested, taylor])
-
-
-def in_float64(batch):
-    return {name: x.double() for name, x in batch.items()}
 
 
 def solution(cells, steps, diffusion=1e-4, reaction=5.0):

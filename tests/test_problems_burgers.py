@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import asked_for, assert_stack_equals_networks, network, seeded
+from helpers import asked_for, assert_stack_equals_networks, in_float64, network, seeded
 
 from pinnlib.derivatives import nested, taylor
 from pinnlib.evaluation import relative_l2_error
@@ -13,10 +13,6 @@ pytestmark = pytest.mark.usefixtures("nothing_hidden")
 
 NU = 0.01 / math.pi
 DERIVATIVES = pytest.mark.parametrize("derivatives", [nested, taylor])
-
-
-def in_float64(batch):
-    return {name: x.double() for name, x in batch.items()}
 
 
 def grid(n, *, n_t=None):

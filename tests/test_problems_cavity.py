@@ -4,13 +4,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import asked_for, network, seeded
+from helpers import asked_for, assert_stack_equals_networks, in_float64, network, seeded
 from scipy.interpolate import CubicSpline, RectBivariateSpline
 
 from benchmarks import cavity_reference as solver
 from pinnlib.derivatives import nested, taylor
 from pinnlib.evaluation import relative_l2_error
-from pinnlib.networks import Stacked
 from pinnlib.problems import Cavity, Table
 from pinnlib.problems.cavity import TABLE
 from pinnlib.step import eager
@@ -22,10 +21,6 @@ DERIVATIVES = pytest.mark.parametrize("derivatives", [nested, taylor])
 EQUATIONS = ["momentum_x", "momentum_y", "continuity"]
 NAMES = [*EQUATIONS, "lid_u", "lid_v", "walls_u", "walls_v", "pressure"]
 MARCHI = json.loads(solver.PUBLISHED.read_text())["marchi2009"]
-
-
-def in_float64(batch):
-    return {name: x.double() for name, x in batch.items()}
 
 
 def polynomial(points):
@@ -104,18 +99,7 @@ def test_one_pass_serves_all_three_equations():
 
 @DERIVATIVES
 def test_a_stack_equals_its_networks(derivatives):
-    problem = Cavity(derivatives=derivatives)
-    models = [network(problem.domain, seed, outputs=3) for seed in range(3)]
-    batches = [in_float64(problem.sample(8, seeded(seed))) for seed in range(3)]
-    together = {name: torch.stack([batch[name] for batch in batches]) for name in batches[0]}
-    residuals = problem.residuals(Stacked(models), together)
-    losses = problem.losses(Stacked(models), together)
-    for s, (model, batch) in enumerate(zip(models, batches, strict=True)):
-        for name, r in problem.residuals(model, batch).items():
-            assert residuals[name].shape == (3, 1 if name == "pressure" else 8, 1)
-            torch.testing.assert_close(residuals[name][s], r)
-        for term, loss in problem.losses(model, batch).items():
-            torch.testing.assert_close(losses[term][s], loss)
+    assert_stack_equals_networks(Cavity(derivatives=derivatives), pressure=1)
 
 
 @DERIVATIVES

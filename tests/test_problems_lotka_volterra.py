@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import points, seeded
+from helpers import in_float64, points, seeded
 from scipy.integrate import solve_ivp
 from torch import nn
 
@@ -45,7 +45,7 @@ def test_residuals_are_those_of_the_equations(known):
     start = {"growth": 0.7, "predation": 0.3, "death": 0.2, "reproduction": 0.9}
     problem = LotkaVolterra(5, unknown={} if known else start)
     a, b, c, d = PUBLISHED if known else start.values()
-    batch = {name: x.double() for name, x in problem.sample(30, seeded()).items()}
+    batch = in_float64(problem.sample(30, seeded()))
     model = Waves() if known else WithCoefficients(Waves(), **start).double()
     found, t = problem.residuals(model, batch), batch["pde"]
     years = torch.arange(5.0, dtype=torch.float64)[:, None]
@@ -62,7 +62,7 @@ def test_residuals_are_those_of_the_equations(known):
 
 
 def test_taylor_and_nested_derivatives_agree():
-    batch = {name: x.double() for name, x in LotkaVolterra().sample(20, seeded()).items()}
+    batch = in_float64(LotkaVolterra().sample(20, seeded()))
     network = MLP(LotkaVolterra.domain, 6, 2, outputs=2, generator=seeded()).double()
     model = WithCoefficients(network, **LotkaVolterra.unknown)
     a, b = (LotkaVolterra(derivatives=f).residuals(model, batch) for f in (nested, taylor))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import seeded
+from helpers import in_float64, seeded
 from torch import nn
 
 from pinnlib.coefficients import WithCoefficients
@@ -23,10 +23,6 @@ class Function(nn.Module):
 
     def forward(self, x):
         return self.f(x)
-
-
-def doubled(batch):
-    return {name: x.double() for name, x in batch.items()}
 
 
 def with_coefficient(f, **values):
@@ -66,7 +62,7 @@ def test_heat_flows_as_its_equation_says():
 def test_oscillator_residuals(derivatives, unknown):
     """Of u = t³: 6t + 4·3t² + k t³, with the stiffness of the model if it is unknown."""
     problem = Oscillator(derivatives=derivatives, unknown=unknown)
-    batch = doubled(problem.sample(16, seeded()))
+    batch = in_float64(problem.sample(16, seeded()))
     model = with_coefficient(lambda t: t**3, stiffness=300.0)
     residuals = problem.residuals(model, batch)
     t, seen = batch["pde"], batch["observed"]
@@ -80,7 +76,7 @@ def test_oscillator_residuals(derivatives, unknown):
 def test_heat_residuals(derivatives, unknown):
     """Of u = x² t: x² − 2 κ t."""
     problem = Heat(derivatives=derivatives, unknown=unknown)
-    batch = doubled(problem.sample(16, seeded()))
+    batch = in_float64(problem.sample(16, seeded()))
     model = with_coefficient(lambda p: p[..., :1] ** 2 * p[..., 1:], diffusivity=0.7)
     residuals = problem.residuals(model, batch)
     x, t = batch["pde"].split(1, dim=1)
@@ -98,7 +94,7 @@ def test_the_solution_with_the_true_coefficient_has_no_residual(derivatives):
         problem = kind(derivatives=derivatives, noise=0.0, unknown={name: 1.0})
         model = with_coefficient(problem.exact, **problem.coefficients)
         # What float32 keeps of the points that are sampled counts against the measured values.
-        losses = problem.losses(model, doubled(problem.sample(64, seeded())))
+        losses = problem.losses(model, in_float64(problem.sample(64, seeded())))
         assert losses["pde"].item() < 1e-20
         assert losses["data"].item() < 1e-10
 

@@ -1,9 +1,9 @@
 """One training step on a GPU: ``python -m benchmarks.gpu``, at most eight minutes.
 
 First the numbers: a hundred balanced steps on the device and on the CPU, from the same networks
-and points. Then the times of a plain and a balanced step in turns, run eagerly, compiled, and as a
-replayed CUDA graph, for M networks with N points a set each. Results go to ``gpu.json`` and
-``gpu.md`` beside this file.
+and points, as many with every rule, and ten of each second-order optimizer. Then the times of a
+plain and a balanced step in turns, run eagerly, compiled, and as a replayed CUDA graph, for M
+networks with N points a set each. Results go to ``gpu.json`` and ``gpu.md`` beside this file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks import report
+from benchmarks import gpu_rules, report
 from pinnlib import GradientBalancer, Step
 from pinnlib.derivatives import taylor
 from pinnlib.distributed import Sum, sum_over_processes
@@ -88,7 +88,7 @@ def parity(device: torch.device, steps: int = 100) -> dict[str, Any]:
             continue
         w, p = after(steps, torch.device("cpu"), dtype, eager)
         for way, run, group in (
-            *((way, run, None) for way, run in WAYS.items() if is_possible(way, device)),
+            *((way, run, None) for way, run in possible(device).items()),
             (f"one process of {backend}", eager, backend),
         ):
             w_device, p_device = after(steps, device, dtype, run, group)
@@ -119,8 +119,9 @@ def after(
     return step.balancer.weights.cpu(), parameters
 
 
-def is_possible(way: str, device: torch.device) -> bool:
-    return device.type == "cuda" or way != "CUDA graph"
+def possible(device: torch.device) -> dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
+    """The ways to run a step there."""
+    return {way: run for way, run in WAYS.items() if device.type == "cuda" or way != "CUDA graph"}
 
 
 def seconds(
@@ -167,9 +168,7 @@ def times(
     rows = []
     for m, n in sizes(points, networks):
         row: dict[str, Any] = {"networks": m, "points": n}
-        for way, run in WAYS.items():
-            if not is_possible(way, device):
-                continue
+        for way, run in possible(device).items():
             if time.perf_counter() > until:
                 print("out of time: the rest is left out")
                 return rows
@@ -207,6 +206,7 @@ def main() -> None:
         "device": f"{device.type}: {name}",
         "torch": torch.__version__.partition("+")[0],
         "parity": parity(device),
+        "rules": gpu_rules.parity(device, possible(device)),
     }
     print(results, flush=True)
     results["ms"] = times(device, tuple(arguments.points), tuple(arguments.networks), until)

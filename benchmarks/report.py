@@ -133,10 +133,13 @@ def profile_table(part: Results) -> str:
 
 def gpu(results: Results) -> str:
     """The tables of ``gpu.json``."""
-    parity = [
-        [kind, f"{found['weights']:.0e}", f"{found['parameters']:.0e}"]
-        for kind, found in results["parity"].items()
-    ]
+    parity, rules = (
+        [
+            [kind, f"{found['weights']:.0e}", f"{found['parameters']:.0e}"]
+            for kind, found in results[part].items()
+        ]
+        for part in ("parity", "rules")
+    )
     columns = [name for name in results["ms"][0] if name not in ("networks", "points")]
     times = [
         [
@@ -156,6 +159,9 @@ def gpu(results: Results) -> str:
                 "Greatest relative difference of the weights, and relative difference of the "
                 "parameters. The first column says how the GPU ran; the CPU ran eagerly.",
                 table(["step", "weights", "parameters"], parity),
+                "The same for every rule, the worst of all ways to run a step, and for ten steps "
+                "of each second-order optimizer, in double precision.",
+                table(["rule or optimizer", "weights", "parameters"], rules),
                 "## Milliseconds a step",
                 "Networks of a stack, points a set of each, medians in single precision. The ratio "
                 "is balanced ÷ plain, the median over rounds in turns.",

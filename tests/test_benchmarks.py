@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, report, second_order, second_order_more
+from benchmarks import gpu, gpu_rules, report, second_order, second_order_more
 from benchmarks.contestants import ENTRIES
 from benchmarks.rivals import PROBLEMS
 from pinnlib.coefficients import WithCoefficients
@@ -71,6 +71,9 @@ def test_limit_is_what_the_readme_says() -> None:
 def test_gpu_gives_the_numbers_of_the_cpu() -> None:
     for kind, found in GPU["parity"].items():
         assert max(found.values()) < (1e-12 if "float64" in kind else 1e-3)
+    assert set(GPU["rules"]) > set(gpu_rules.RULES)
+    for kind, found in GPU["rules"].items():
+        assert max(found.values()) < (1e-9 if kind in gpu_rules.RULES else 1e-7)
 
 
 def test_gpu_table_says_what_the_results_say() -> None:
@@ -94,6 +97,9 @@ def test_benchmark_of_a_gpu_runs_on_any_device(monkeypatch: pytest.MonkeyPatch) 
     cpu = torch.device("cpu")
     for found in gpu.parity(cpu, steps=2).values():
         assert max(found.values()) < 1e-6
+    rules = gpu_rules.parity(cpu, {"eager": eager}, steps=10)
+    assert list(rules)[:-2] == list(gpu_rules.RULES)
+    assert all(max(found.values()) < 1e-6 for found in rules.values())
     rows = gpu.times(cpu, (8, 16), (1, 4), until=time.perf_counter() + 60, budget=0.01)
     assert [(row["networks"], row["points"]) for row in rows] == [(1, 8), (1, 16), (4, 8)]
     assert all(row[f"{kind}, eager"] > 0 for row in rows for kind in ("plain", "balanced", "ratio"))

@@ -106,3 +106,27 @@ def test_who_is_not_due_looks_at_nothing_unless_it_is_recorded(run):
         looked.append(measured.G is not None)
     at_first = [True, False, True, True, True, False, True]
     assert looked == ([True] * 7 if run is Recorded else at_first)
+
+
+@pytest.mark.parametrize("run", [eager, Recorded])
+def test_one_may_stand_within_another(run):
+    """Two pairs of which each has its own intervals, and the same four without pairs."""
+    kinds = [GradientBalancer.bounded(every=3), GradientBalancer.simplified(every=2)]
+    pair = Balancer(TERMS, SideBySide(kinds, share=1))
+    found = []
+    for rule in (SideBySide([pair, pair], share=2), SideBySide(kinds * 2, share=1)):
+        stack = Stacked([network(seed=seed) for seed in range(4)])
+
+        def terms_of(batch, stack=stack):
+            u = stack(batch["x"])
+            return {"data": [u - 1], "pde": [u**2]}
+
+        step = Step(terms_of, stack, Balancer(TERMS, rule), stack=(4,), run=run)
+        optimizer = torch.optim.SGD(step.params, lr=0.1)
+        for number in range(5):
+            optimizer.zero_grad()
+            step({"x": torch.rand(4, 4, 2, generator=seeded(number), dtype=torch.float64)})
+            optimizer.step()
+        found.append(step.balancer.weights)
+    torch.testing.assert_close(*found)
+    assert len(set(found[0].flatten().tolist())) > 4

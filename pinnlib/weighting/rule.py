@@ -101,6 +101,22 @@ class Seen:
             )
         return self._measure_probes(key)
 
+    def part(self, mine: slice) -> Seen:
+        """What the step shows of some networks of a stack.
+
+        Args:
+            mine: which of the M networks.
+        """
+        part = Seen(
+            self.terms,
+            self.weights[mine],
+            losses=None if self._losses is None else self._losses[mine],
+            rows=lambda: (self.G[mine], self.used),
+            probes=lambda key: self.probe(key)[mine],
+        )
+        part.is_recorded = self.is_recorded
+        return part
+
 
 class Rule:
     """Turns what a step shows into weights, without a memory of its own: state in, state out.

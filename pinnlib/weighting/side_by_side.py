@@ -33,37 +33,46 @@ class SideBySide(Rule):
     """
 
     def __init__(self, balancers: Iterable[Balancer], share: int) -> None:
-        self.balancers = dict(enumerate(balancers))
+        self.balancers = tuple(balancers)
         if not self.balancers or share < 1:
             raise ValueError(
                 f"{len(self.balancers)} balancers with {share} networks each: pass one or more"
             )
-        self.owner = torch.arange(len(self.balancers)).repeat_interleave(share)[:, None]
+        self.share = share
+
+    def _parts(self, weights: Tensor) -> list[slice]:
+        """Which networks of a stack are whose."""
+        networks = self.share * len(self.balancers)
+        if weights.shape[:-1] != (networks,):
+            raise ValueError(
+                f"the stack is {tuple(weights.shape[:-1])}, and the shares add up to {networks}: "
+                "train as many networks"
+            )
+        return [slice(first, first + self.share) for first in range(0, networks, self.share)]
 
     def start(self, terms: Sequence[str], weights: Tensor) -> State:
-        for balancer in self.balancers.values():
+        for balancer in self.balancers:
             if balancer.terms != tuple(terms):
                 raise ValueError(f"a balancer of {balancer.terms} beside {list(terms)}: pass alike")
-        states = {i: b.rule.start(terms, weights) for i, b in self.balancers.items()}
-        inner = {f"{i} {name}": x for i, state in states.items() for name, x in state.items()}
-        return {"step": torch.zeros((), dtype=torch.int64, device=weights.device)} | inner
+        state = {"step": torch.zeros((), dtype=torch.int64, device=weights.device)}
+        if weights.ndim == 1:  # there is no stack yet
+            weights = weights.expand(self.share * len(self.balancers), -1)
+        for i, mine in enumerate(self._parts(weights)):
+            own = self.balancers[i].rule.start(terms, weights[mine])
+            state |= {f"{i} {name}": x for name, x in own.items()}
+        return state
 
     def __call__(self, seen: Seen, state: State) -> tuple[Tensor, State]:
-        if seen.weights.shape[:-1] != self.owner.shape[:1]:
-            raise ValueError(
-                f"the stack is {tuple(seen.weights.shape[:-1])}, and the shares add up to "
-                f"{len(self.owner)}: train as many networks"
-            )
-        weights, after = seen.weights, state | {"step": state["step"] + 1}
-        owner = self.owner.to(weights.device)
-        may_skip = weights.device.type == "cpu" and not seen.is_recorded
-        for i, balancer in self.balancers.items():
+        weights, after = [], state | {"step": state["step"] + 1}
+        may_skip = seen.weights.device.type == "cpu" and not seen.is_recorded
+        for i, mine in enumerate(self._parts(seen.weights)):
+            balancer, part, prefix = self.balancers[i], seen.part(mine), f"{i} "
             due = state["step"] % balancer.every == 0
+            weights.append(part.weights)
             if may_skip and not due:
                 continue
-            mine = f"{i} "
-            own = {k.removeprefix(mine): x for k, x in state.items() if k.startswith(mine)}
-            new, new_own = balancer.rule(seen, own)
-            weights = torch.where(due & (owner == i), new, weights)
-            after |= {mine + k: torch.where(due, x, own[k]) for k, x in new_own.items()}
-        return weights, after
+            own = {k.removeprefix(prefix): x for k, x in state.items() if k.startswith(prefix)}
+            new, new_own = balancer.rule(part, own)
+            weights[-1] = torch.where(due, new, part.weights)
+            after |= {prefix + k: torch.where(due, x, own[k]) for k, x in new_own.items()}
+        return torch.cat(weights), after

@@ -77,7 +77,8 @@ STRETCHES = 40
 STEPS = {"Gauss–Newton": 20, "Broyden": 300, "Adam": 250}
 """Steps of a stretch."""
 APPROACH = 10
-"""Stretches in which Re rises from 100 to its value, in equal steps."""
+"""Stretches in which Re rises from 100 to its value, in equal steps: not for Broyden, whose
+compiled loss keeps the first number."""
 
 
 class Training:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +37,7 @@ def main(names: list[str]) -> None:
     for name in names or available:
         print(f"{name} …", flush=True)
         part = {"date": datetime.date.today().isoformat(), **available[name]()}
-        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"parts": {}}
+        results = {"parts": {}} | report.read(RESULTS)
         results |= where
         results["parts"][name] = part
         RESULTS.write_text(report.compact(results))

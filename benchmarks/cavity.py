@@ -13,14 +13,15 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchmarks import machine, report
-from benchmarks.cavity_forms import Batch, Pressure, Vorticity
+from benchmarks.cavity_forms import Pressure, Vorticity
 from benchmarks.cavity_reference import PUBLISHED, RESULTS
+from benchmarks.second_order import Batch, renewed
 from pinnlib import loop
 from pinnlib.derivatives import taylor
 from pinnlib.networks import MLP
@@ -100,13 +101,10 @@ class Training:
         self.table = {name: torch.tensor(x).to(device, torch.float64) for name, x in table.items()}
 
     def weights(self) -> Balancer:
-        """Those of the stretches: constants, or the rule asked before each of them."""
-        terms, rule = self.balancer.terms, self.balancer.rule
+        """Those of the stretches: constants, or the rule, before each of them or as Adam has it."""
         if self.run.weights == "constants":
-            return Balancer(terms, self.problem.constants)
-        balancer = Balancer(terms, rule)
-        balancer.load_state_dict(self.balancer.state_dict())
-        return balancer
+            return Balancer(self.balancer.terms, self.problem.constants)
+        return self.balancer if self.run.optimizer == "Adam" else renewed(self.balancer)
 
     def draw(self) -> Batch:
         batch = self.problem.draw(self.size.points, self.generator)
@@ -134,9 +132,8 @@ class Training:
 
         adam(self, self.balancer, STARTING)()
         record()
-        weights = self.weights() if self.run.optimizer != "Adam" else self.balancer
-        optimize = OPTIMIZERS[self.run.optimizer]
-        stretch = optimize(self, weights, STEPS[self.run.optimizer])
+        name = self.run.optimizer
+        stretch = OPTIMIZERS[name](self, self.weights(), STEPS[name])
         for number in range(1, STRETCHES + 1):
             rise = min(number / APPROACH, 1)
             self.problem.reynolds = 100 + rise * (self.run.reynolds - 100)
@@ -198,11 +195,9 @@ def main(names: list[str]) -> None:
     name = names[0] if names else ("small" if device.type == "cpu" else "large")
     if name == "small":
         device = torch.device("cpu")
-    found: dict[str, Any] = json.loads(PATH.read_text()) if PATH.exists() else {}
+    found = report.read(PATH)
     part = found.setdefault(name, {"runs": {}})
-    part.update(machine.stamp())
-    if device.type == "cuda":
-        part["machine"] = torch.cuda.get_device_name(device)
+    part.update(machine.stamp(device))
     for seed, run in product(SEEDS, SIZES[name].runs):
         seeds = part["runs"].setdefault(run.title, {})
         if str(seed) in seeds:

@@ -17,7 +17,6 @@ from pinnlib.problems import Cavity
 
 ENDS = ((0.0, 1.0), (1.0, 1.0))
 """Where the lid meets the walls."""
-Batch = dict[str, Tensor]
 
 
 class Pressure(Cavity):
@@ -33,7 +32,7 @@ class Pressure(Cavity):
         "pressure": 1,
     }
 
-    def draw(self, n: int, generator: torch.Generator) -> Batch:
+    def draw(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
         """n inner points and n/5 of lid and walls, more of them near the ends of the lid."""
         size = {"lid": n // 5, "walls": n // 5, "pde": n}
         batch = self.sample(size, generator)

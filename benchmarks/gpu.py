@@ -23,9 +23,8 @@ import torch.distributed as dist
 
 from benchmarks import gpu_rules, report
 from pinnlib import GradientBalancer, Step
-from pinnlib.derivatives import taylor
 from pinnlib.distributed import Sum, sum_over_processes
-from pinnlib.networks import MLP, Stacked
+from pinnlib.networks import MLP
 from pinnlib.problems import Helmholtz
 from pinnlib.recording import Recorded
 from pinnlib.step import Weights, eager
@@ -36,7 +35,7 @@ NETWORKS = (1, 16, 256)
 MOST = 1_000_000
 """Points of all networks together."""
 PLAIN: dict[str, float | torch.Tensor] = {"data": 1.0, "pde": 1.0}
-WAYS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+WAYS: dict[str, gpu_rules.Run] = {
     "eager": eager,
     "compiled": Recorded,
     "CUDA graph": partial(Recorded, mode="reduce-overhead"),
@@ -47,36 +46,20 @@ def training(
     m: int,
     n: int,
     balancer: Weights,
-    run: Callable[[Callable[..., Any]], Callable[..., Any]],
+    run: gpu_rules.Run,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     reduce: Sum | None = None,
 ) -> tuple[Callable[[], None], Step]:
     """A training step of M networks with N points a set, on the same points at each call."""
-    problem = Helmholtz(derivatives=taylor)
+    problem = Helmholtz()
     generators = [torch.Generator().manual_seed(seed) for seed in range(m)]
     networks = [MLP(problem.domain, 50, 3, generator=g).to(dtype) for g in generators]
     drawn = [problem.sample(n, g) for g in generators]
     batch = {
         name: torch.stack([points[name] for points in drawn]).to(device, dtype) for name in drawn[0]
     }
-    model = Stacked(networks).to(device)
-    step = Step(
-        lambda b: problem.term_residuals(model, b),
-        model,
-        balancer,
-        stack=(m,),
-        run=run,
-        reduce=reduce,
-    )
-    optimizer = torch.optim.Adam(step.params, lr=1e-3, fused=True)
-
-    def take() -> None:
-        optimizer.zero_grad()
-        step(batch)
-        optimizer.step()
-
-    return take, step
+    return gpu_rules.training(networks, batch, balancer, run, reduce)
 
 
 def parity(device: torch.device, steps: int = 100) -> dict[str, Any]:
@@ -86,16 +69,15 @@ def parity(device: torch.device, steps: int = 100) -> dict[str, Any]:
     for dtype in (torch.float64, torch.float32):
         if device.type == "mps" and dtype == torch.float64:
             continue
-        w, p = after(steps, torch.device("cpu"), dtype, eager)
+        there = after(steps, torch.device("cpu"), dtype, eager)
         for way, run, group in (
             *((way, run, None) for way, run in possible(device).items()),
             (f"one process of {backend}", eager, backend),
         ):
-            w_device, p_device = after(steps, device, dtype, run, group)
-            found[f"{way}, {str(dtype).removeprefix('torch.')}"] = {
-                "weights": float(f"{((w_device - w) / w).abs().max():.2g}"),
-                "parameters": float(f"{(p_device - p).norm() / p.norm():.2g}"),
-            }
+            here = after(steps, device, dtype, run, group)
+            found[f"{way}, {str(dtype).removeprefix('torch.')}"] = gpu_rules.differences(
+                here, there
+            )
     return found
 
 
@@ -103,7 +85,7 @@ def after(
     steps: int,
     device: torch.device,
     dtype: torch.dtype,
-    run: Callable[[Callable[..., Any]], Callable[..., Any]],
+    run: gpu_rules.Run,
     backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights and parameters at the end of a short training, in a process group if one is named."""
@@ -115,11 +97,10 @@ def after(
         take()
     if backend:
         dist.destroy_process_group()
-    parameters = torch.cat([p.detach().flatten().cpu() for p in step.params])
-    return step.balancer.weights.cpu(), parameters
+    return step.balancer.weights.cpu(), gpu_rules.flat(step.params)
 
 
-def possible(device: torch.device) -> dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
+def possible(device: torch.device) -> dict[str, gpu_rules.Run]:
     """The ways to run a step there."""
     return {way: run for way, run in WAYS.items() if device.type == "cuda" or way != "CUDA graph"}
 

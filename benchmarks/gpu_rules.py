@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pinnlib.derivatives import taylor
+from pinnlib.distributed import Sum
 from pinnlib.networks import MLP, Stacked
 from pinnlib.optimizers import GaussNewton, SSBroyden
 from pinnlib.problems import Helmholtz
-from pinnlib.step import Step
+from pinnlib.step import Step, Weights
 from pinnlib.weighting import (
     DCGD,
     Balancer,
@@ -39,6 +40,7 @@ RULES: dict[str, Callable[[], Balancer]] = {
     "ReLoBRaLo": lambda: Balancer(TERMS, ReLoBRaLo()),
     "uncertainty": lambda: Balancer(TERMS, Uncertainty()),
 }
+Run = Callable[[Callable[..., Any]], Callable[..., Any]]
 Numbers = dict[str, tuple[Tensor, Tensor]]
 """Weights and parameters, by the name of what was run."""
 
@@ -53,29 +55,58 @@ def network(seed: int) -> MLP:
     return MLP(Helmholtz.domain, 20, 2, generator=generator).double()
 
 
+def training(
+    networks: Sequence[MLP],
+    batch: Mapping[str, Tensor],
+    balancer: Weights,
+    run: Run,
+    reduce: Sum | None = None,
+) -> tuple[Callable[[], None], Step]:
+    """A training step of a stack of networks, on the device and the points of the batch."""
+    problem = Helmholtz(derivatives=taylor)
+    model = Stacked(networks).to(batch["pde"].device)
+    step = Step(
+        lambda b: problem.term_residuals(model, b),
+        model,
+        balancer,
+        stack=(len(networks),),
+        run=run,
+        reduce=reduce,
+    )
+    optimizer = torch.optim.Adam(step.params, lr=1e-3, fused=True)
+
+    def take() -> None:
+        optimizer.zero_grad()
+        step(batch)
+        optimizer.step()
+
+    return take, step
+
+
+def differences(here: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """Greatest relative difference of the weights, and relative difference of the parameters."""
+    (w_here, p_here), (w, p) = here, there
+    return {
+        "weights": float(f"{((w_here - w) / w).abs().max():.2g}"),
+        "parameters": float(f"{(p_here - p).norm() / p.norm():.2g}"),
+    }
+
+
 def flat(params: Any) -> Tensor:
     return torch.cat([p.detach().flatten().cpu() for p in params])
 
 
-def by_rule(steps: int, device: torch.device, run: Callable[..., Any]) -> Numbers:
+def by_rule(steps: int, device: torch.device, run: Run) -> Numbers:
     """All rules in one stack, a network each."""
-    problem, batch = Helmholtz(derivatives=taylor), points(64, device)
-    model = Stacked([network(seed) for seed in range(len(RULES))]).to(device)
-    stack = (len(RULES),)
-    batch = {name: x.expand(*stack, *x.shape).contiguous() for name, x in batch.items()}
+    networks = [network(seed) for seed in range(len(RULES))]
+    batch = {
+        name: x.expand(len(networks), *x.shape).contiguous()
+        for name, x in points(64, device).items()
+    }
     rule = SideBySide([make() for make in RULES.values()], share=1)
-    step = Step(
-        lambda b: problem.term_residuals(model, b),
-        model,
-        Balancer(TERMS, rule),
-        stack=stack,
-        run=run,
-    )
-    optimizer = torch.optim.Adam(step.params, lr=1e-3, fused=True)
+    take, step = training(networks, batch, Balancer(TERMS, rule), run)
     for _ in range(steps):
-        optimizer.zero_grad()
-        step(batch)
-        optimizer.step()
+        take()
     weights = step.balancer.weights.cpu()
     parameters = torch.cat([p.detach().flatten(1).cpu() for p in step.params], dim=1)
     return {name: (weights[i], parameters[i]) for i, name in enumerate(RULES)}
@@ -102,7 +133,7 @@ def by_optimizer(steps: int, device: torch.device) -> Numbers:
 
 
 def parity(
-    device: torch.device, ways: Mapping[str, Callable[..., Any]], steps: int = 100
+    device: torch.device, ways: Mapping[str, Run], steps: int = 100
 ) -> dict[str, dict[str, float]]:
     """Greatest relative differences of weights and of parameters to the CPU's, over all ways."""
     cpu = torch.device("cpu")
@@ -110,12 +141,7 @@ def parity(
     here = [by_rule(steps, device, run) for run in ways.values()]
     here.append(by_optimizer(steps // 10, device))
     found = {name: {"weights": 0.0, "parameters": 0.0} for name in there}
-    for name, (w, p) in (pair for numbers in here for pair in numbers.items()):
-        w_cpu, p_cpu = there[name]
-        differences = {
-            "weights": ((w - w_cpu) / w_cpu).abs().max().item(),
-            "parameters": ((p - p_cpu).norm() / p_cpu.norm()).item(),
-        }
-        for kind, difference in differences.items():
-            found[name][kind] = max(found[name][kind], float(f"{difference:.2g}"))
+    for name, one in (pair for numbers in here for pair in numbers.items()):
+        for kind, difference in differences(one, there[name]).items():
+            found[name][kind] = max(found[name][kind], difference)
     return found

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import torch
 
+CPU = torch.device("cpu")
 LIBRARIES = ["torch", "numpy", "deepxde", "pina-mathlab", "lightning", "jax", "optax"]
 
 
-def in_words() -> str:
-    """Such as ``"a virtual machine with 2 cores, AMD EPYC"``."""
+def in_words(device: torch.device = CPU) -> str:
+    """Such as ``"a virtual machine with 2 cores, AMD EPYC"``, or a GPU's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     fields = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
@@ -21,10 +24,10 @@ def in_words() -> str:
     return f"a {kind} with {os.cpu_count()} cores, {cpu}"
 
 
-def stamp() -> dict[str, str]:
+def stamp(device: torch.device = CPU) -> dict[str, str]:
     """What stands beside a result: the day, the machine, PyTorch's version."""
     today = datetime.date.today().isoformat()
-    return {"date": today, "machine": in_words(), "torch": torch.__version__}
+    return {"date": today, "machine": in_words(device), "torch": torch.__version__}
 
 
 def versions() -> dict[str, str]:

@@ -7,7 +7,6 @@ goes on where it was interrupted, and writes ``pinnlib/results/paper.json`` and 
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -189,7 +188,7 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 
 def results() -> dict[str, Any]:
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    found = report.read(RESULTS)
     return {"steps": list(range(EVERY, STEPS + 1, EVERY)), "runs": {}} | found
 
 

@@ -16,6 +16,11 @@ def compact(results: Results) -> str:
     return re.sub(r"\[[^\[\]{}]*\]", lambda m: " ".join(m[0].split()), text) + "\n"
 
 
+def read(path: Path) -> Results:
+    """What a run before has left; nothing if there was none."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def rounded(x: float) -> float:
     """Three digits are enough for a file of results."""
     return float(f"{x:.3g}")

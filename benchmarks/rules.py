@@ -6,7 +6,6 @@ and goes on where it was interrupted.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -119,7 +118,7 @@ def section(name: str, found: dict[str, Any]) -> str:
 
 
 def results() -> dict[str, Any]:
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return report.read(RESULTS)
 
 
 def main(names: list[str]) -> None:

@@ -8,7 +8,6 @@ timed.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -96,6 +95,13 @@ def balancer_of(setting: str) -> Balancer:
     return GradientBalancer.bounded(TERMS)
 
 
+def renewed(balancer: Balancer) -> Balancer:
+    """The same rule, from where it is, asked at every step."""
+    often = Balancer(balancer.terms, balancer.rule)
+    often.load_state_dict(balancer.state_dict())
+    return often
+
+
 class Runner:
     """One network, whose compiled loss serves every seed and setting of a case."""
 
@@ -140,8 +146,7 @@ class Runner:
         times.append(time.perf_counter())
         errors = [self.error(self.model).item()]
         if setting == "renewed":
-            saved, balancer = balancer.state_dict(), Balancer(TERMS, balancer.rule)
-            balancer.load_state_dict(saved)
+            balancer = renewed(balancer)
         else:
             balancer = Balancer(TERMS, dict(balancer.by_term()))
         stretch = STRETCHES[name](self, balancer)
@@ -217,8 +222,7 @@ def timing(name: str, found: dict[str, Any], save: Callable[[], None]) -> None:
 def main(names: list[str]) -> None:
     for name in names or STRETCHES:
         path = RESULTS / f"{name}.json"
-        found = json.loads(path.read_text()) if path.exists() else {}
-        found = {"errors": {}, "weights": {}, "seconds": {}} | found
+        found = {"errors": {}, "weights": {}, "seconds": {}} | report.read(path)
 
         def save(path: Path = path, found: dict[str, Any] = found) -> None:
             found.update(machine.stamp())

@@ -7,7 +7,6 @@ so it can be interrupted.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import torch
@@ -39,8 +38,7 @@ CASES = {
 
 
 def main() -> None:
-    found: dict[str, Any] = json.loads(PATH.read_text()) if PATH.exists() else {}
-    found = {"errors": {}, "weights": {}} | found
+    found: dict[str, Any] = {"errors": {}, "weights": {}} | report.read(PATH)
 
     def save() -> None:
         found.update(machine.stamp())

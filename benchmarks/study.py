@@ -7,7 +7,6 @@ in ``study.md`` beside this file.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -127,7 +126,7 @@ def work(titles: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def results() -> dict[str, Any]:
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {"problems": {}}
+    return {"problems": {}} | report.read(RESULTS)
 
 
 def main(titles: list[str]) -> None:

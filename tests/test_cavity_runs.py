@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import network, seeded
+from helpers import in_float64, network, seeded
 
 from benchmarks import cavity, report
 from benchmarks.cavity import OPTIMIZERS, SIZES, Run, Size, Training
@@ -39,7 +39,7 @@ def test_form_is_that_of_the_chapter(
 ) -> None:
     ours, theirs = form(250, derivatives=taylor), chapter[twin](250, derivatives=taylor)
     model = network(ours.domain, outputs=ours.outputs)
-    batch = {name: x.double() for name, x in ours.draw(40, seeded()).items()}
+    batch = in_float64(ours.draw(40, seeded()))
     torch.testing.assert_close(ours.residuals(model, batch), theirs.residuals(model, batch))
     assert {k: list(v) for k, v in ours.terms.items()} == {
         k: list(v) for k, v in theirs.terms.items()
@@ -116,11 +116,8 @@ def test_distance_is_that_of_the_worse_line() -> None:
     with torch.no_grad():
         for p in training.model.parameters():
             p.zero_()
-    assert training.off() == report.rounded(max(x.abs().max().item() for x in lines(training)))
-
-
-def lines(training: Training) -> list[torch.Tensor]:
-    return [training.table[name] for name in ("u", "v")]
+    lines = [training.table[name] for name in ("u", "v")]
+    assert training.off() == report.rounded(max(x.abs().max().item() for x in lines))
 
 
 @pytest.mark.parametrize("name", SIZES)

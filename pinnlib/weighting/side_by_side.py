@@ -38,17 +38,15 @@ class SideBySide(Rule):
             raise ValueError(
                 f"{len(self.balancers)} balancers with {share} networks each: pass one or more"
             )
-        self.share = share
+        self.networks = share * len(self.balancers)
+        self.parts = [slice(first, first + share) for first in range(0, self.networks, share)]
 
-    def _parts(self, weights: Tensor) -> list[slice]:
-        """Which networks of a stack are whose."""
-        networks = self.share * len(self.balancers)
-        if weights.shape[:-1] != (networks,):
+    def _check(self, weights: Tensor) -> None:
+        if weights.shape[:-1] != (self.networks,):
             raise ValueError(
-                f"the stack is {tuple(weights.shape[:-1])}, and the shares add up to {networks}: "
-                "train as many networks"
+                f"the stack is {tuple(weights.shape[:-1])}, and the shares add up to "
+                f"{self.networks}: train as many networks"
             )
-        return [slice(first, first + self.share) for first in range(0, networks, self.share)]
 
     def start(self, terms: Sequence[str], weights: Tensor) -> State:
         for balancer in self.balancers:
@@ -56,17 +54,19 @@ class SideBySide(Rule):
                 raise ValueError(f"a balancer of {balancer.terms} beside {list(terms)}: pass alike")
         state = {"step": torch.zeros((), dtype=torch.int64, device=weights.device)}
         if weights.ndim == 1:  # there is no stack yet
-            weights = weights.expand(self.share * len(self.balancers), -1)
-        for i, mine in enumerate(self._parts(weights)):
-            own = self.balancers[i].rule.start(terms, weights[mine])
+            weights = weights.expand(self.networks, -1)
+        self._check(weights)
+        for i, (balancer, mine) in enumerate(zip(self.balancers, self.parts, strict=True)):
+            own = balancer.rule.start(terms, weights[mine])
             state |= {f"{i} {name}": x for name, x in own.items()}
         return state
 
     def __call__(self, seen: Seen, state: State) -> tuple[Tensor, State]:
         weights, after = [], state | {"step": state["step"] + 1}
         may_skip = seen.weights.device.type == "cpu" and not seen.is_recorded
-        for i, mine in enumerate(self._parts(seen.weights)):
-            balancer, part, prefix = self.balancers[i], seen.part(mine), f"{i} "
+        self._check(seen.weights)
+        for i, (balancer, mine) in enumerate(zip(self.balancers, self.parts, strict=True)):
+            part, prefix = seen.part(mine), f"{i} "
             due = state["step"] % balancer.every == 0
             weights.append(part.weights)
             if may_skip and not due:

@@ -24,6 +24,9 @@ KEPT = 8
 COMPARED = (2, 100)
 """The calls at which a recording is compared with its function: at once, and after a while."""
 
+WHOLE = {"options": {"cpp_wrapper": True}}
+"""On the CPU: one C++ file for all operations, sooner compiled than many, and no Python between."""
+
 # PyTorch records and compiles in one thread at a time only.
 _one_at_a_time = threading.Lock()
 _devices = {"cpu", getattr(torch.accelerator.current_accelerator(), "type", "cpu")}
@@ -57,8 +60,7 @@ class Recorded:
             dictionaries. It must do the same operations at every call, without a branch or a shape
             that depends on a tensor's value, and change nothing in place that it did not make.
         settings: further ones of ``torch.compile``. ``mode="reduce-overhead"`` replays CUDA graphs;
-            ``options={"cpp_wrapper": True}`` leaves no Python between the operations, which tells
-            where networks are small.
+            without any, all operations on a CPU become one C++ function, with no Python between.
 
     >>> squares = Recorded(lambda batch: {name: x**2 for name, x in batch.items()})
     >>> squares({"x": torch.tensor([3.0])})
@@ -140,6 +142,7 @@ class _Recording:
                 with watch:
                     self.result = function(*replace(arguments, iter(inputs)))
                 outputs = [x for _, x in leaves(self.result) if isinstance(x, Tensor)]
+                self.is_on_cpu = all(x.is_cpu for x in (*inputs, *outputs))
                 return [x.detach() if x.requires_grad else x for x in outputs]
 
             self.operations = make_fx(flat)(*clones)
@@ -149,8 +152,9 @@ class _Recording:
         self.result = replace(self.result, itertools.repeat(torch.empty(0)))
         self.operations.graph.eliminate_dead_code()
         self.operations.recompile()
+        wanted = settings or (WHOLE if self.is_on_cpu else {})
         self.compiled: Callable[..., list[Tensor]] = torch.compile(
-            self.operations.forward, fullgraph=True, dynamic=False, **settings
+            self.operations.forward, fullgraph=True, dynamic=False, **wanted
         )
         self.is_set, self.is_random, self.calls = bool(settings), watch.is_random, 1
 

@@ -483,7 +483,7 @@ def test_without_a_compiler_it_says_so_and_gives_the_same_numbers(model, monkeyp
 
 
 def test_another_failure_of_the_compiler_is_named(monkeypatch):
-    def broken(graph, inputs):
+    def broken(graph, inputs, **_):
         raise NotImplementedError("no such device\nhere\nand much more")
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=broken))

@@ -37,14 +37,14 @@ PINNLIB = f"{HERE}.with_pinnlib"
 ENTRIES = {
     "plain, nested": Entry(f"{PINNLIB}.Plain", {}),
     "plain, Taylor": Entry(f"{PINNLIB}.Plain", {"how": "taylor"}),
-    "plain, compiled": Entry(f"{PINNLIB}.Compiled", {}),
+    "plain, compiled": Entry(f"{PINNLIB}.Compiled", {"options": {"cpp_wrapper": False}}),
     "balanced, naive": Entry(f"{PINNLIB}.Naive", {}, balanced=True),
     "balanced, nested": Entry(f"{PINNLIB}.Balanced", {}, balanced=True),
     "balanced, Taylor": Entry(f"{PINNLIB}.Balanced", {"how": "taylor"}, balanced=True),
-    "balanced, compiled": Entry(f"{PINNLIB}.CompiledBalanced", {}, balanced=True),
-    "balanced, compiled, C++": Entry(
-        f"{PINNLIB}.CompiledBalanced", {"options": {"cpp_wrapper": True}}, balanced=True
+    "balanced, compiled": Entry(
+        f"{PINNLIB}.CompiledBalanced", {"options": {"cpp_wrapper": False}}, balanced=True
     ),
+    "balanced, compiled, C++": Entry(f"{PINNLIB}.CompiledBalanced", {}, balanced=True),
     "DeepXDE": Entry(f"{HERE}.with_deepxde.DeepXDE", {}),
     "PINA": Entry(f"{HERE}.with_pina.Pina", {}),
     "JAX, hessian": Entry(f"{HERE}.with_jax.Jax", {"how": "hessian"}),

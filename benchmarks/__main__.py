@@ -10,7 +10,8 @@ from typing import Any
 
 from benchmarks import machine, report
 
-RESULTS = Path(__file__).with_name("results.json")
+FOLDER = Path(__file__).parent
+RESULTS = FOLDER.parent / "pinnlib" / "results" / "peers.json"
 
 
 def parts() -> dict[str, Callable[[], dict[str, Any]]]:
@@ -41,8 +42,8 @@ def main(names: list[str]) -> None:
         results |= where
         results["parts"][name] = part
         RESULTS.write_text(report.compact(results))
-    report.write(results, RESULTS.parent)
-    print(f"Done: {RESULTS}, results.md and figures/ beside it")
+    report.write(results, FOLDER)
+    print(f"Done: {RESULTS}, and results.md and figures/ in {FOLDER}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From ``results.json`` to ``results.md`` and the figures."""
+"""From ``peers.json`` to ``results.md`` and the figures."""
 
 from __future__ import annotations
 

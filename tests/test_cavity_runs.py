@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 def chapter() -> dict[str, Any]:
     """The chapter's own classes."""
     namespace: dict[str, Any] = {"Cavity": Cavity, "torch": torch, "taylor": taylor}
-    for cell in cells(CHAPTERS["13_flow"], "code"):
+    for cell in cells(CHAPTERS["14_flow"], "code"):
         for name in ("Weighted", "Vorticity"):
             if cell.source.startswith(f"class {name}("):
                 exec(cell.source.partition("\n\n\n")[0], namespace)

@@ -42,7 +42,6 @@ SITE_SOURCES = [
     "extra",
     "pinnlib",  # the API page shows it
 ]
-RESULTS = ROOT / "benchmarks" / "results.json"
 COVER_FIGURE = "fig:before-after"
 COVER_FILE = Path("_static") / "before-after.png"
 SEEDS_LINE = re.compile(r"^SEEDS = \[.*\]$", flags=re.MULTILINE)
@@ -125,7 +124,7 @@ def cache_path(path: Path, notebook: NotebookNode) -> Path:
     """Where the outputs of a chapter lie, named by all that they depend on."""
     digest = hashlib.sha256(sys.version.encode())
     package = [p for p in sorted((ROOT / "pinnlib").rglob("*")) if "__pycache__" not in p.parts]
-    for source in [ROOT / "constraints.txt", RESULTS, *(p for p in package if p.is_file())]:
+    for source in [ROOT / "constraints.txt", *(p for p in package if p.is_file())]:
         digest.update(str(source.relative_to(ROOT)).encode() + source.read_bytes())
     for cell in notebook.cells:
         if cell.cell_type == "code":

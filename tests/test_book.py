@@ -128,8 +128,15 @@ def test_anatomy(notebook: NotebookNode) -> None:
 
 
 def prose(markdown: str) -> str:
-    """Markdown without code, mathematics, link targets and table rules."""
-    for pattern in (r"```.*?```", r"\$\$.*?\$\$", r"\$[^$]*\$", r"`[^`]*`", r"\]\([^)]*\)"):
+    """Markdown without code, tags, mathematics and link targets."""
+    for pattern in (
+        r"```.*?```",
+        r"</?[a-z][^>]*>",
+        r"\$\$.*?\$\$",
+        r"\$[^$]*\$",
+        r"`[^`]*`",
+        r"\]\([^)]*\)",
+    ):
         markdown = re.sub(pattern, " ", markdown, flags=re.DOTALL)
     return re.sub(r"\*\*Exercise [\d.]+\*\*", " ", markdown)
 

@@ -492,3 +492,22 @@ def test_another_failure_of_the_compiler_is_named(monkeypatch):
         check_equal(recorded({"x": torch.ones(2)}), 2 * torch.ones(2))
     assert "much more" not in str(caught[0].message)
     assert "g++" not in str(caught[0].message)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, {"cpp_wrapper": True}),
+        ({"options": {"epilogue_fusion": True}}, {"epilogue_fusion": True}),
+    ],
+)
+def test_becomes_one_function_unless_told_otherwise(monkeypatch, settings, expected):
+    asked = []
+
+    def compile(function, *, options, **_):
+        asked.append(options)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile)
+    Recorded(lambda batch: 2 * batch["x"], **settings)({"x": torch.ones(2)})
+    assert asked == [expected]

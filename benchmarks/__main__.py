@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks import machine, report
 
 FOLDER = Path(__file__).parent
-RESULTS = FOLDER.parent / "pinnlib" / "results" / "peers.json"
+RESULTS = report.SHIPPED / "peers.json"
 
 
 def parts() -> dict[str, Callable[[], dict[str, Any]]]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks import machine, report
 from benchmarks.cavity_forms import Pressure, Vorticity
-from benchmarks.cavity_reference import PUBLISHED, RESULTS
+from benchmarks.cavity_reference import PUBLISHED
 from benchmarks.second_order import Batch, renewed
 from pinnlib import loop
 from pinnlib.derivatives import taylor
@@ -30,7 +30,7 @@ from pinnlib.recording import Recorded
 from pinnlib.step import Step
 from pinnlib.weighting import Balancer, GradientBalancer, geometric_mean_of_terms
 
-PATH = RESULTS / "cavity_runs.json"
+PATH = report.SHIPPED / "cavity_runs.json"
 
 
 class Run(NamedTuple):

@@ -30,7 +30,7 @@ from pinnlib.recording import Recorded
 from pinnlib.training import train_many
 from pinnlib.weighting import Balancer
 
-RESULTS = Path(__file__).parent.parent / "pinnlib" / "results" / "paper.json"
+RESULTS = report.SHIPPED / "paper.json"
 STEPS, EVERY, ON_EACH_FACE, INSIDE, WIDTH = 40_000, 1000, 128, 128, 50
 GROUPS = [(0, 1, 2), (3, 4)]
 """Seeds that are trained as one stack; the first group of every case comes first."""

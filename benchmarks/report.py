@@ -9,6 +9,9 @@ from typing import Any
 
 Results = dict[str, Any]
 
+SHIPPED = Path(__file__).parent.parent / "pinnlib" / "results"
+"""Results that a page shows: the package carries them."""
+
 
 def compact(results: Results) -> str:
     """The results as JSON, each innermost list on a line of its own."""

@@ -30,7 +30,6 @@ from pinnlib.problems import Helmholtz, KleinGordon, Poisson, Problem
 from pinnlib.recording import Recorded
 from pinnlib.weighting import Balancer, GradientBalancer
 
-RESULTS = Path(__file__).parent.parent / "pinnlib" / "results"
 """In the package, so that a copy of the chapter has them."""
 SEEDS = range(8)
 CONSTANTS = [1.0, 10.0, 100.0, 1000.0]
@@ -221,7 +220,7 @@ def timing(name: str, found: dict[str, Any], save: Callable[[], None]) -> None:
 
 def main(names: list[str]) -> None:
     for name in names or STRETCHES:
-        path = RESULTS / f"{name}.json"
+        path = report.SHIPPED / f"{name}.json"
         found = {"errors": {}, "weights": {}, "seconds": {}} | report.read(path)
 
         def save(path: Path = path, found: dict[str, Any] = found) -> None:

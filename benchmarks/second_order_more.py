@@ -13,9 +13,9 @@ import torch
 
 from benchmarks import machine, report
 from benchmarks.rivals import PROBLEMS
-from benchmarks.second_order import RESULTS, SETTINGS, Case, study
+from benchmarks.second_order import SETTINGS, Case, study
 
-PATH = RESULTS / "second_order.json"
+PATH = report.SHIPPED / "second_order.json"
 OPTIMIZER = "broyden"
 SEEDS = range(3)
 TRIED = [setting for setting in SETTINGS if setting != "renewed"]

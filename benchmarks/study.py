@@ -27,7 +27,7 @@ from pinnlib.step import eager
 from pinnlib.training import train, train_many
 from pinnlib.weighting import Balancer, ResidualAttention, SideBySide
 
-RESULTS = Path(__file__).parent.parent / "pinnlib" / "results" / "study.json"
+RESULTS = report.SHIPPED / "study.json"
 """In the package, so that a copy of the chapter has it."""
 RESULTS_MD = Path(__file__).with_name("study.md")
 SEEDS = range(500, 505)

@@ -19,7 +19,7 @@ from pinnlib.problems import KleinGordon
 from pinnlib.step import eager
 
 FOLDER = Path(report.__file__).parent
-PEERS = second_order.RESULTS / "peers.json"
+PEERS = report.SHIPPED / "peers.json"
 RESULTS = json.loads(PEERS.read_text())
 PARTS = RESULTS["parts"]
 GPU = json.loads((FOLDER / "gpu.json").read_text())
@@ -109,7 +109,7 @@ def test_benchmark_of_a_gpu_runs_on_any_device(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("name", second_order.STRETCHES)
 def test_study_of_second_order_optimizers_is_complete(name: str) -> None:
-    text = (second_order.RESULTS / f"{name}.json").read_text()
+    text = (report.SHIPPED / f"{name}.json").read_text()
     found = json.loads(text)
     assert text == report.compact(found)
     assert set(found["seconds"]) == set(second_order.CASES)

@@ -128,14 +128,14 @@ def test_anatomy(notebook: NotebookNode) -> None:
 
 
 def prose(markdown: str) -> str:
-    """Markdown without code, tags, mathematics and link targets."""
+    """Markdown without code, mathematics, link targets and tags (last: a formula may hold ``<``)."""
     for pattern in (
         r"```.*?```",
-        r"</?[a-z][^>]*>",
         r"\$\$.*?\$\$",
         r"\$[^$]*\$",
         r"`[^`]*`",
         r"\]\([^)]*\)",
+        r"</?[a-z][^>]*>",
     ):
         markdown = re.sub(pattern, " ", markdown, flags=re.DOTALL)
     return re.sub(r"\*\*Exercise [\d.]+\*\*", " ", markdown)

@@ -15,7 +15,7 @@ JUPYTER_BOOK := $(BIN)/jupyter-book build -q -W -n --keep-going
 # Chapters and tests run side by side, one a core: more threads in each would only get in the way.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help book site test unit links test-peers refresh seeds benchmarks mutants stills lint repo-url clean
+.PHONY: help book site test colab unit links test-peers refresh seeds benchmarks mutants stills lint repo-url clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -29,15 +29,20 @@ book: $(INSTALLED) ## execute what changed in the chapters, build the website
 	@echo "Done: open $(CURDIR)/_build/html/index.html"
 
 site: $(INSTALLED) ## build the website from the committed outputs (a minute)
+	@echo "Building the website from the committed outputs …"
 	@$(BIN)/python tools/chapters.py site --committed
 	@$(JUPYTER_BOOK) _build/committed/src --path-output _build/committed
 	@echo "Done: open $(CURDIR)/_build/committed/_build/html/index.html"
 
-test: $(INSTALLED) lint ## check everything: style, types, website, package, text, every chapter
-	@echo "Building the website from the committed outputs …"
-	@$(MAKE) --no-print-directory site
+test: $(INSTALLED) ## check everything: style, types, website, package, text, every chapter
+	@$(MAKE) --no-print-directory -j2 lint site colab
 	@echo "Testing the package, the text, and every chapter (executed anew, several minutes) …"
-	@$(BIN)/pytest -n logical --dist loadfile -rs --nbval --nbval-current-env chapters tests pinnlib
+	@JUPYTER_PATH=$(CURDIR)/_build/environments/colab/share/jupyter $(BIN)/pytest -n logical --dist loadfile -rs \
+		--nbval --nbval-kernel-name colab chapters tests pinnlib --ignore tests/test_colab.py
+
+colab: $(INSTALLED) ## install the package as the chapters do in Colab; make test executes them there
+	@echo "Testing the set-up cell in an environment like Colab's …"
+	@$(BIN)/pytest -q tests/test_colab.py
 
 unit: $(INSTALLED) ## test the package only (a minute)
 	@$(BIN)/pytest -q -n logical --dist loadfile --no-loadscope-reorder tests pinnlib $(addprefix --ignore tests/test_, $(BOOK_TESTS:=.py))

@@ -128,7 +128,7 @@ def test_anatomy(notebook: NotebookNode) -> None:
 
 
 def prose(markdown: str) -> str:
-    """Markdown without code, mathematics, link targets and tags (last: a formula may hold ``<``)."""
+    """Markdown without code, mathematics, links and tags (these last: a formula may hold <)."""
     for pattern in (
         r"```.*?```",
         r"\$\$.*?\$\$",

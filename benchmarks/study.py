@@ -62,23 +62,6 @@ class Attentive(Problem):
         return found | dict(zip(names, weighted, strict=True))
 
 
-class Shared:
-    """Draws the points of a seed once a step, for all settings that train on them."""
-
-    def __init__(self, problem: Problem, users: int) -> None:
-        self.problem, self.users = problem, users
-        self.drawn: dict[int, Mapping[str, Tensor]] = {}
-        self.left: dict[int, int] = {}
-
-    def __call__(self, generator: torch.Generator) -> Mapping[str, Tensor]:
-        seed = generator.initial_seed()
-        if not self.left.get(seed):
-            self.drawn[seed] = self.problem.sample(POINTS, generator)
-            self.left[seed] = self.users
-        self.left[seed] -= 1
-        return self.drawn[seed]
-
-
 def run(title: str, group: str) -> list[History]:
     """Train all settings of a group at once, ``len(SEEDS)`` networks each; one by one TorchJD's."""
     problem = (PROBLEMS | UNSEEN)[title]()
@@ -90,8 +73,7 @@ def run(title: str, group: str) -> list[History]:
     if group == "attention":
         problem = Attentive(problem)
     seeds = [*SEEDS] * len(balancers)
-    draw = Shared(problem, len(balancers))
-    options: dict[str, Any] = {"steps": STEPS, "record_every": RECORD_EVERY}
+    options: dict[str, Any] = {"steps": STEPS, "n": POINTS, "record_every": RECORD_EVERY}
     if group == "torchjd":
         return [
             train(
@@ -107,7 +89,6 @@ def run(title: str, group: str) -> list[History]:
         problem,
         together,
         seeds=seeds,
-        sample=draw,
         run=eager if group == "attention" else Recorded,
         **options,
     )

@@ -127,7 +127,8 @@ def train_many(
     Args:
         problem: as for :func:`train`, like all that is not named here.
         balancer: as for :func:`train`.
-        seeds: M seeds; one may stand there more than once, for several settings.
+        seeds: M seeds; one may stand there more than once, for several settings, whose points are
+            then drawn once for all.
         steps: as for :func:`train`.
         n: as for :func:`train`.
         network: makes a network from a generator; by default an :class:`pinnlib.networks.MLP`,
@@ -164,9 +165,13 @@ def train_many(
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     model = Stacked([build(g) for g in generators]).to(device, dtype)
 
+    states = [g.get_state().numpy().tobytes() for g in generators]
+    sources = dict(zip(states, generators, strict=True))  # those that will draw the same are one
+    source_of = torch.tensor([list(sources).index(state) for state in states], device=device)
+
     def stacked() -> dict[str, Tensor]:
-        batches = [draw(g) for g in generators]
-        return {name: torch.stack([batch[name] for batch in batches]) for name in batches[0]}
+        batches = [draw(g) for g in sources.values()]
+        return {name: torch.stack([b[name] for b in batches])[source_of] for name in batches[0]}
 
     first = stacked()
     _check_alike(problem, model, first, dtype)

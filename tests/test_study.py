@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from helpers import seeded
 
 from benchmarks import rivals, study
@@ -51,22 +50,6 @@ def test_a_run_of_the_study_is_a_training_alone(setting, monkeypatch):
     ratio = history.weights["data"][index] / history.weights["pde"][index]
     expected = alone.weights["data"] / alone.weights["pde"]
     assert ratio.tolist() == pytest.approx(expected.tolist(), rel=2e-2)
-
-
-def test_points_are_drawn_once_a_step_for_all_settings():
-    problem = rivals.PROBLEMS["Helmholtz"]()
-    draw = study.Shared(problem, users=3)
-    first, second = seeded(1), seeded(2)
-    batches = [draw(g) for _ in range(2) for g in [first, second] * 3]
-    for i in (2, 4):
-        assert batches[i] is batches[0]
-        assert batches[i + 1] is batches[1]
-    expected, generator = [], seeded(1)
-    for _ in range(2):
-        expected.append(problem.sample(study.POINTS, generator))
-    assert torch.equal(batches[0]["pde"], expected[0]["pde"])
-    assert torch.equal(batches[6]["pde"], expected[1]["pde"])
-    assert not torch.equal(batches[0]["pde"], batches[1]["pde"])
 
 
 def test_what_is_done_is_not_done_again(monkeypatch):

@@ -246,6 +246,31 @@ def test_many_are_each_one_alone(in_float64, case):
         assert_same_parameters(stack.network(s), model, rtol=1e-5, atol=1e-9)
 
 
+def test_networks_that_draw_the_same_draw_once(in_float64):
+    """Two settings with seeds 3 and 4; then networks of one seed that take numbers of their own."""
+    drawn = []
+
+    def sample(generator):
+        drawn.append(generator.initial_seed())
+        return Curve().sample(8, generator)
+
+    settings = {"steps": 2, "network": curve_network, "sample": sample}
+    _, history = train_many(Curve(), CONSTANT, seeds=[3, 4, 3, 4], **settings)
+    assert drawn == [3, 4] * 2
+    assert (history.errors[:2] == history.errors[2:]).all()
+    drawn.clear()
+    sizes = iter([5, 6])
+
+    def of_two_sizes(generator):
+        torch.rand(next(sizes), generator=generator)
+        return curve_network(generator)
+
+    settings["network"] = of_two_sizes
+    _, history = train_many(Curve(), CONSTANT, seeds=[3, 3], **settings)
+    assert drawn == [3, 3] * 2
+    assert (history.errors[0] != history.errors[1]).all()
+
+
 NETWORKS = {
     "wide": lambda g: MLP(Curve.domain, width=9, depth=2, generator=g),
     "gated": lambda g: GatedMLP(Curve.domain, width=5, depth=2, generator=g),

@@ -336,4 +336,4 @@ def test_code_of_a_chapter_links_to_the_api(name: str) -> None:
 def test_chapter_opens_in_colab(name: str) -> None:
     slug, _ = names(current())
     button = f"https://colab.research.google.com/github/{slug}/blob/main/chapters/{name}.ipynb"
-    assert button in [url for url, _ in links(f"chapters/{name}.html")]
+    assert button in [url for _, url in links(f"chapters/{name}.html")]

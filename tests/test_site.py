@@ -48,8 +48,12 @@ SCROLL = """async () => {
 }"""
 
 
-@every_page
-@pytest.mark.parametrize("scheme", ["http", "file"])
+# From files, where no address but a relative one leads anywhere; and one of a kind from a server.
+@pytest.mark.parametrize(
+    ("scheme", "page_name"),
+    [("file", page) for page in (*PAGES, "search.html")]
+    + [("http", page) for page in (PAGES[0], PAGES[1], CHAPTER_PAGES[0], "search.html")],
+)
 def test_nothing_comes_from_outside(
     browser: Browser, server: str, scheme: str, page_name: str
 ) -> None:

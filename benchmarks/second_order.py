@@ -30,7 +30,6 @@ from pinnlib.problems import Helmholtz, KleinGordon, Poisson, Problem
 from pinnlib.recording import Recorded
 from pinnlib.weighting import Balancer, GradientBalancer
 
-"""In the package, so that a copy of the chapter has them."""
 SEEDS = range(8)
 CONSTANTS = [1.0, 10.0, 100.0, 1000.0]
 COLLAPSED = 1e5

@@ -167,11 +167,11 @@ def train_many(
 
     states = [g.get_state().numpy().tobytes() for g in generators]
     sources = dict(zip(states, generators, strict=True))  # those that will draw the same are one
-    source_of = torch.tensor([list(sources).index(state) for state in states], device=device)
 
     def stacked() -> dict[str, Tensor]:
-        batches = [draw(g) for g in sources.values()]
-        return {name: torch.stack([b[name] for b in batches])[source_of] for name in batches[0]}
+        drawn = {state: draw(g) for state, g in sources.items()}
+        batches = [drawn[state] for state in states]
+        return {name: torch.stack([batch[name] for batch in batches]) for name in batches[0]}
 
     first = stacked()
     _check_alike(problem, model, first, dtype)

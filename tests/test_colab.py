@@ -69,6 +69,7 @@ def test_set_up_cell_adds_the_package_and_replaces_nothing(
     before = freeze(python)
     NotebookClient(
         nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SET_UP)]),
+        timeout=600,
         kernel_name="colab",
         extra_arguments=["--log-level=ERROR"],  # a local kernel need not warn of its connection
         resources={"metadata": {"path": str(tmp_path)}},

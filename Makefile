@@ -14,6 +14,9 @@ JUPYTER_BOOK := $(BIN)/jupyter-book build -q -W -n --keep-going
 
 # Chapters and tests run side by side, one a core: more threads in each would only get in the way.
 export OMP_NUM_THREADS := 1
+# Memory that a tensor gives back is kept for the next one; asking the system anew takes a tenth of a training's time.
+export MALLOC_TRIM_THRESHOLD_ := 1000000000
+export MALLOC_MMAP_THRESHOLD_ := 33554432
 
 .PHONY: help book site test colab unit links test-peers refresh seeds benchmarks mutants stills lint repo-url clean
 .DEFAULT_GOAL := help

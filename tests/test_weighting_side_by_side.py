@@ -86,7 +86,7 @@ def test_a_rule_of_random_signs_comes_before_one_that_looks_at_the_gradient_matr
     assert (weights != 1).any(dim=-1).all()
 
 
-@pytest.mark.usefixtures("recorded_only")
+@pytest.mark.usefixtures("not_compiled")
 @pytest.mark.parametrize("run", [eager, Recorded])
 def test_who_is_not_due_looks_at_nothing_unless_it_is_recorded(run):
     """Two balancers, due at every third and every second step, and a constant that never looks."""
@@ -109,7 +109,7 @@ def test_who_is_not_due_looks_at_nothing_unless_it_is_recorded(run):
     assert looked == ([True] * 7 if run is Recorded else at_first)
 
 
-@pytest.mark.usefixtures("recorded_only")
+@pytest.mark.usefixtures("not_compiled")
 @pytest.mark.parametrize("run", [eager, Recorded])
 def test_one_may_stand_within_another(run):
     """Two pairs of which each has its own intervals, and the same four without pairs."""

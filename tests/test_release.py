@@ -143,7 +143,7 @@ def test_workflow_publishes_the_tested_site_from_main_only() -> None:
 
 
 def test_address_is_the_same_everywhere() -> None:
-    slug, site = repo_url.names(repo_url.current())
+    slug, site, _ = repo_url.names(repo_url.current())
     owner, name = slug.split("/")
     for path, text in repo_url.files().items():
         for found in re.findall(rf"([\w.-]+)/{re.escape(name)}\b", text):

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -296,6 +297,24 @@ def test_page_says_what_a_link_to_it_shows(page_name: str) -> None:
     assert (SITE / content["og:image"].removeprefix(site)).is_file()
 
 
+def test_a_page_that_is_missing_leads_back_from_any_folder() -> None:
+    """It stands in for any address, so that no link can be relative."""
+    *_, root = names(current())
+    addresses = [a.get("href") or a["src"] for a in parse("404.html").select("[href], [src]")]
+    inside = [address for address in addresses if not address.startswith(("https://", "#"))]
+    for address in inside:
+        assert address.startswith(root)
+        assert (SITE / urlsplit(address).path.removeprefix(root)).is_file(), address
+    ways = {a["href"].removeprefix(root) for a in parse("404.html").select("article p a")}
+    assert ways == {"index.html", "search.html", "reference/my_pinn_does_not_train.html"}
+
+
+def test_sitemap_lists_every_page() -> None:
+    site = f"https://{names(current())[1]}/"
+    listed = ElementTree.parse(SITE / "sitemap.xml").iterfind(".//{*}loc")
+    assert sorted(str(entry.text) for entry in listed) == sorted(site + page for page in PAGES)
+
+
 @every_page
 def test_page_is_light(page_name: str) -> None:
     images = {url for a, url in links(page_name) if a.name == "img" and url.startswith(HERE)}
@@ -354,6 +373,6 @@ def test_code_of_a_chapter_links_to_the_api(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(CHAPTERS))
 def test_chapter_opens_in_colab(name: str) -> None:
-    slug, _ = names(current())
+    slug, _, _ = names(current())
     button = f"https://colab.research.google.com/github/{slug}/blob/main/chapters/{name}.ipynb"
     assert button in [url for _, url in links(f"chapters/{name}.html")]

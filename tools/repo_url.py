@@ -26,10 +26,10 @@ def current() -> str:
     return url
 
 
-def names(url: str) -> tuple[str, str]:
-    """What files call the repository: OWNER/NAME, and the address of its website."""
+def names(url: str) -> tuple[str, str, str]:
+    """What files call the repository: OWNER/NAME, its website, and the website's folder there."""
     owner, name = url.split("/")[-2:]
-    return f"{owner}/{name}", f"{owner.lower()}.github.io/{name}"
+    return f"{owner}/{name}", f"{owner.lower()}.github.io/{name}", f"/{name}/"
 
 
 def files() -> dict[Path, str]:
@@ -45,9 +45,11 @@ def files() -> dict[Path, str]:
 
 
 def replace(url: str) -> None:
-    old, new = names(current()), names(url)
+    pairs = list(zip(names(current()), names(url), strict=True))
     for path, text in files().items():
-        changed = text.replace(old[0], new[0]).replace(old[1], new[1])
+        changed = text
+        for old, new in pairs:
+            changed = changed.replace(old, new)
         if changed != text:
             path.write_bytes(changed.encode())
             print(f"  {path.relative_to(ROOT)}")

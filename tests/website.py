@@ -48,7 +48,7 @@ def served() -> Iterator[str]:
 
 @contextmanager
 def visit(browser: Browser, base: str, name: str, **context: Any) -> Iterator[tuple[Page, list]]:
-    """Open a page and wait for its maths; with the page comes a list of all that goes wrong."""
+    """Open a page; with it comes a list of all that goes wrong."""
     trouble: list[str] = []
     page = browser.new_page(**context)
     page.on("console", lambda m: trouble.append(m.text) if m.type in ("error", "warning") else None)
@@ -61,8 +61,6 @@ def visit(browser: Browser, base: str, name: str, **context: Any) -> Iterator[tu
         lambda r: None if r.url.startswith(inside) else trouble.append(f"outside: {r.url}"),
     )
     page.goto(base + name, wait_until="load")
-    if context.get("java_script_enabled", True):
-        page.evaluate("window.MathJax ? MathJax.startup.promise : null")
     try:
         yield page, trouble
     finally:

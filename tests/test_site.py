@@ -21,6 +21,7 @@ from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup, Tag
 from playwright.sync_api import Browser, Page
 from repo_url import current, names
+from sphinxcontrib.katex import katex_version
 from test_book import MODULES, public_names
 from website import SITE, needs_site, visit
 
@@ -247,6 +248,11 @@ def test_formulas_are_typeset(page_name: str) -> None:
         assert formula.select_one(".katex-html"), formula.text
         assert formula.select_one(".katex-mathml annotation"), "nothing for a screen reader"
         assert not formula.select(".katex-error"), formula.text
+
+
+def test_style_of_formulas_is_of_the_version_that_typesets_them() -> None:
+    style = (ROOT / "extra" / "katex" / "katex.min.css").read_text()
+    assert f'.katex-version:after{{content:"{katex_version}"}}' in style
 
 
 @pytest.mark.parametrize("page_name", CHAPTER_PAGES)

@@ -110,5 +110,5 @@ $(PEERS)/.installed: $(INSTALLED) tests/peers.txt
 	@echo "Installing the other libraries into .venv-benchmarks, some minutes the first time …"
 	@$(PYTHON) -m venv .venv-benchmarks
 	@.venv-benchmarks/bin/python -m pip install --quiet --disable-pip-version-check \
-		--constraint benchmarks/constraints.txt --editable . deepxde jax optax pina-mathlab
+		--constraint benchmarks/constraints.txt --editable . deepxde jax optax pina-mathlab pytorch-optimizer
 	@touch $@

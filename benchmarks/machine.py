@@ -9,7 +9,10 @@ from pathlib import Path
 import torch
 
 CPU = torch.device("cpu")
-LIBRARIES = ["torch", "numpy", "deepxde", "pina-mathlab", "lightning", "jax", "optax"]
+LIBRARIES = [
+    *("torch", "numpy", "deepxde", "pina-mathlab", "lightning", "jax", "optax"),
+    "pytorch-optimizer",
+]
 
 
 def in_words(device: torch.device = CPU) -> str:

@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_rules, report, second_order, second_order_more
+from benchmarks import (
+    accuracy,
+    accuracy_ours,
+    accuracy_problems,
+    accuracy_report,
+    gpu,
+    gpu_rules,
+    report,
+    second_order,
+    second_order_more,
+)
 from benchmarks.contestants import ENTRIES
 from benchmarks.rivals import PROBLEMS
 from pinnlib.coefficients import WithCoefficients
@@ -83,7 +93,11 @@ def test_gpu_table_says_what_the_results_say() -> None:
 
 
 def test_figures_are_there() -> None:
-    assert {path.name for path in (FOLDER / "figures").iterdir()} == {"steps.png", "scaling.png"}
+    assert {path.name for path in (FOLDER / "figures").iterdir()} == {
+        "steps.png",
+        "scaling.png",
+        "accuracy.png",
+    }
 
 
 def test_compact_keeps_the_numbers() -> None:
@@ -188,3 +202,88 @@ def test_each_of_more_problems_is_trained(monkeypatch: pytest.MonkeyPatch, title
     if not known:
         assert isinstance(runner.model, WithCoefficients)
         assert runner.model.log_shares.item() != 0
+
+
+def test_accuracy_tables_say_what_the_results_say() -> None:
+    text = accuracy.RESULTS.read_text()
+    found = json.loads(text)
+    assert text == report.compact(found)
+    assert (FOLDER / "accuracy.md").read_text() == accuracy_report.markdown(found)
+    for title, methods in found["runs"].items():
+        assert set(methods) <= set(accuracy.METHODS)
+        for run in (run for runs in methods.values() for run in runs.values()):
+            assert 0 < len(run["history"]) <= accuracy_report.MOST
+            assert len(run["reached"]) == len(accuracy_problems.TARGETS[title])
+            times = [math.inf if t is None else t for t in run["reached"]]
+            assert times == sorted(times)
+
+
+def test_first_times_are_those_of_the_first_row_below_each_target() -> None:
+    history = [(1.0, 0.5), (2.0, 1e-4), (3.0, 2e-3), (4.0, 1e-6)]
+    assert accuracy_report.first_times(history, (1e-3, 1e-5, 1e-7)) == [2.0, 4.0, None]
+
+
+def test_thinned_history_keeps_both_ends() -> None:
+    history = [[float(i), 1 / (i + 1)] for i in range(1000)]
+    thinned = accuracy_report.thinned(history)
+    assert len(thinned) == accuracy_report.MOST
+    assert (thinned[0], thinned[-1]) == ([0.0, 1.0], [999.0, 0.001])
+    assert accuracy_report.thinned(history[:3]) == [[0.0, 1.0], [1.0, 0.5], [2.0, 0.333]]
+
+
+def test_an_error_is_not_timed_and_the_last_target_ends_a_run() -> None:
+    watch = accuracy_problems.Watch("Helmholtz", 60.0)
+    exact = watch.problem.reference
+    assert exact is not None
+
+    def slow(x: torch.Tensor) -> torch.Tensor:
+        until = time.process_time() + 0.01
+        while time.process_time() < until:
+            pass
+        return 0 * exact(x)
+
+    watch.look(slow)
+    assert watch.seconds < 0.3
+    with pytest.raises(accuracy_problems.FinishedError):
+        watch.look(exact, last=True)
+    assert [error for _, error in watch.history] == [1.0, 0.0]
+
+
+def test_a_stiffness_counts_once_u_is_within_the_noise() -> None:
+    watch = accuracy_problems.Watch("oscillator", 60.0)
+    assert watch.goal([1.0, 0.5, 1e-4]) == math.inf
+    assert watch.goal([1.0, 0.01, 1e-4]) == 1e-4
+
+
+@pytest.mark.parametrize("method", accuracy_report.OURS)
+def test_our_methods_are_raced(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    monkeypatch.setattr(accuracy_ours, "Recorded", eager)
+    monkeypatch.setattr(accuracy_ours, "ADAM_STEPS", 5)
+    monkeypatch.setattr(accuracy_ours, "NETWORKS", {"oscillator": (4, 1, 1.0)})
+    race = accuracy_problems.Race("oscillator", method, 0, 1.0, limit=0.5)
+    found = accuracy.Racer(race).run()
+    assert found["reached"] == [None]
+    times, errors, off = zip(*found["history"], strict=True)
+    assert list(times) == sorted(times)
+    assert times[-1] >= 0.5
+    assert all(0 < error < math.inf for error in errors + off)
+    assert len(set(errors)) > 1
+
+
+def test_accuracy_benchmark_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    raced: list[accuracy_problems.Race] = []
+
+    def run(race: accuracy_problems.Race) -> dict[str, Any]:
+        raced.append(race)
+        return {"reached": [None], "history": [[1.0, 1 / race.weight]]}
+
+    monkeypatch.setattr(accuracy, "run", run)
+    found: dict[str, Any] = {"tuning": {}, "runs": {}}
+    saved: list[str] = []
+    for names in (["Helmholtz", "SOAP", "SSBroyden"], ["Helmholtz", "SOAP"]):
+        accuracy.compete(found, lambda: saved.append(""), names)
+    assert len(raced) == len(saved) == 2 * len(accuracy.SEEDS) + 3
+    assert [race.limit for race in raced[:5]] == [180.0, 60.0, 60.0, 60.0, 300.0]
+    assert [race.weight for race in raced[:5]] == [1.0, 1.0, 10.0, 100.0, 100.0]
+    accuracy.compete(found, lambda: None, [], hours=0.0)
+    assert len(raced) == len(saved)

@@ -26,9 +26,8 @@ from benchmarks.worker import Worker
 RESULTS = report.SHIPPED / "accuracy.json"
 WEIGHTS = dict.fromkeys(PROBLEMS, (1.0, 10.0, 100.0)) | {"oscillator": (1e2, 1e4, 1e6)}
 """Of the data term, for methods that do not balance; the oscillator is known to need large ones."""
-SEEDS, TUNING_SEED, TUNING_LIMIT = range(3), 100, 60.0
-
-
+SEEDS, TUNING_SEED, TUNING_LIMIT = (1, 2, 3), 100, 60.0
+"""Ours were set up with seed 0, which does not count."""
 LIMIT, OUR_LIMIT = 300.0, 180.0
 METHODS = {
     "balanced Adam": "accuracy_ours.adam",

@@ -41,7 +41,8 @@ def seconds(times: Sequence[float | None]) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    return f"{np.median(values):.1e} ({min(values):.0e}–{max(values):.0e})"
+    about = f" ({min(values):.0e}–{max(values):.0e})" if len(values) > 1 else ""
+    return f"{np.median(values):.1e}{about}"
 
 
 def section(title: str, methods: dict[str, Any]) -> str:
@@ -110,7 +111,10 @@ def draw(runs: dict[str, Any]) -> None:
     plt.style.use("pinnlib.book")
     figure, axes = plt.subplots(2, 3, figsize=(10, 6.4))
     names = list(dict.fromkeys(name for methods in runs.values() for name in methods))
+    for ax in axes.flat:
+        ax.axis("off")
     for ax, (title, methods) in zip(axes.flat, runs.items(), strict=False):
+        ax.axis("on")
         for name, found in methods.items():
             i = names.index(name)
             for run in found.values():
@@ -122,7 +126,6 @@ def draw(runs: dict[str, Any]) -> None:
         ax.set(title=title, xlabel="seconds, one core", xlim=(0.5, 310))
         ax.set_ylabel("relative $L_2$ error")
     lines = {line.get_label(): line for ax in axes.flat for line in ax.get_lines()}
-    axes.flat[-1].axis("off")
     kept = {name: lines[name] for name in names if name in lines}
     axes.flat[-1].legend(kept.values(), kept.keys(), loc="center")
     figure.savefig(FOLDER / "figures" / "accuracy.png", dpi=150)

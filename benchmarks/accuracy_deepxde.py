@@ -11,17 +11,8 @@ import numpy as np
 import torch
 
 from benchmarks.accuracy_problems import START, Race, Watch
-from benchmarks.accuracy_rivals import sizes
+from benchmarks.accuracy_rivals import HIDDEN, sizes
 from benchmarks.contestants.with_deepxde import helmholtz, klein_gordon
-
-HIDDEN = {
-    "Klein–Gordon": [40] * 2,
-    "Helmholtz": [50] * 3,
-    "Poisson": [50] * 3,
-    "Burgers": [20] * 3,
-    "oscillator": [30] * 2,
-}
-"""Klein–Gordon's and Burgers' are those of its demonstrations."""
 
 
 def poisson(points: dict[str, Any], _: Any) -> Any:

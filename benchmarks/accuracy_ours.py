@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.accuracy_problems import Race, Watch
-from benchmarks.second_order import TERMS, Case
+from benchmarks.second_order import TERMS, Case, counted
 from pinnlib import GradientBalancer, Step
-from pinnlib.coefficients import WithCoefficients, coefficient
+from pinnlib.coefficients import coefficient
 from pinnlib.optimizers import GaussNewton, SSBroyden
 from pinnlib.problems import Problem
 from pinnlib.recording import Recorded
@@ -44,8 +44,7 @@ class Run:
         self.watch, self.problem, self.case = watch, watch.problem, case
         self.generator = torch.Generator().manual_seed(race.seed)
         self.model = case.network(self.generator)
-        network = self.model.model if isinstance(self.model, WithCoefficients) else self.model
-        self.counted = list(network.parameters())
+        self.counted = counted(self.model)
         self.balancer = GradientBalancer.bounded(TERMS)
 
     def step(self, weights: Any, how: Any = eager) -> Step:
@@ -89,6 +88,16 @@ class Run:
             optimizer.step()
             self.look()
 
+    def to_the_end(self, step: Step, optimizer: torch.optim.Optimizer) -> None:
+        """Steps until the time is over, while the rate falls to a hundredth."""
+        rate = optimizer.param_groups[0]["lr"]
+        while True:
+            optimizer.param_groups[0]["lr"] = rate * 0.01**self.watch.share
+            optimizer.zero_grad()
+            step(self.draw())
+            optimizer.step()
+            self.look()
+
 
 def by_residual(
     problem: Problem, model: nn.Module, batch: Mapping[str, Tensor], generator: torch.Generator
@@ -111,16 +120,10 @@ def adam(race: Race, watch: Watch) -> None:
     run = Run(race, watch, Case(watch.problem, 50, 3, 1.0, {}))
     run.model.float()
     step = run.step(run.balancer, Recorded)
-    optimizer = torch.optim.Adam(run.model.parameters(), RATE, fused=True)
     with watch.compilation():
         for _ in range(2):  # a step that asks the rule, and one that does not
             step(run.draw())
-    while True:
-        optimizer.param_groups[0]["lr"] = RATE * 0.01**watch.share
-        optimizer.zero_grad()
-        step(run.draw())
-        optimizer.step()
-        run.look()
+    run.to_the_end(step, torch.optim.Adam(run.model.parameters(), RATE, fused=True))
 
 
 def broyden(race: Race, watch: Watch) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
-from pina import Condition, LabelTensor, Trainer
+from pina import Condition, LabelTensor
 from pina.domain import CartesianDomain
 from pina.equation import Equation
 from pina.operator import grad, laplacian
@@ -16,22 +16,15 @@ from pina.solver import PINN
 from pina.weighting import ScalarWeighting
 
 from benchmarks.accuracy_problems import START, Race, Watch
-from benchmarks.accuracy_rivals import sizes
+from benchmarks.accuracy_rivals import HIDDEN, sizes
 from benchmarks.contestants.with_pina import (
     Plane,
     ScaledNetwork,
     SpaceTime,
     helmholtz,
     klein_gordon,
+    quiet_trainer,
 )
-
-HIDDEN = {
-    "Klein–Gordon": [40] * 2,
-    "Helmholtz": [50] * 3,
-    "Poisson": [50] * 3,
-    "Burgers": [20] * 3,
-    "oscillator": [30] * 2,
-}
 
 
 class Square(Plane):
@@ -138,14 +131,5 @@ def lbfgs(race: Race, watch: Watch) -> None:
     second = TorchOptimizer(torch.optim.LBFGS, lr=1.0, max_iter=20, history_size=100, **settings)
     for optimizer, until in ((adam, 0.25), (second, 1.0)):
         solver = PINN(Problem(), network, optimizer=optimizer, weighting=ScalarWeighting(weights))
-        Trainer(
-            solver=solver,
-            max_epochs=10**6,
-            accelerator="cpu",
-            enable_model_summary=False,
-            enable_progress_bar=False,
-            enable_checkpointing=False,
-            logger=False,
-            callbacks=[Look(watch, until, look)],
-        ).train()
+        quiet_trainer(solver, 10**6, Look(watch, until, look)).train()
     look(last=True)

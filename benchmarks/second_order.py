@@ -86,6 +86,12 @@ CASES = {
 }
 
 
+def counted(model: MLP | WithCoefficients) -> list[Tensor]:
+    """The parameters that the balancer sees: no coefficients."""
+    network = model.model if isinstance(model, WithCoefficients) else model
+    return list(network.parameters())
+
+
 def balancer_of(setting: str) -> Balancer:
     """A constant weight of the data term, or the rule whose bounds keep weights from collapsing."""
     if setting not in RULES:
@@ -107,9 +113,7 @@ class Runner:
         self.case = case
         self.model = case.network(torch.Generator().manual_seed(0))
         self.params = list(self.model.parameters())
-        network = self.model.model if isinstance(self.model, WithCoefficients) else self.model
-        self.counted = list(network.parameters())
-        """Those that the balancer sees: no coefficients."""
+        self.counted = counted(self.model)
         self.error = ErrorOnGrid(case.problem, dtype=torch.float64)
         self.total, self.rows = Recorded(self._total), Recorded(self._rows)
 

@@ -73,6 +73,19 @@ class SpaceTime(TimeDependentProblem, SpatialProblem):
     temporal_domain = CartesianDomain({"t": [0, 1]})
 
 
+def quiet_trainer(solver: PINN, epochs: int, *callbacks: Callback) -> Trainer:
+    return Trainer(
+        solver=solver,
+        max_epochs=epochs,
+        accelerator="cpu",
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        logger=False,
+        callbacks=list(callbacks),
+    )
+
+
 class Pina(Profiled):
     def __init__(self, task: Task) -> None:
         base, equations = {
@@ -112,20 +125,8 @@ class Pina(Profiled):
 
     def steps(self, n: int) -> float:
         self.stopwatch = Stopwatch()
-        self.trainer(n, self.stopwatch).train()
+        quiet_trainer(self.solver, n, self.stopwatch).train()
         return self.stopwatch.seconds
-
-    def trainer(self, epochs: int, *callbacks: Callback) -> Trainer:
-        return Trainer(
-            solver=self.solver,
-            max_epochs=epochs,
-            accelerator="cpu",
-            enable_model_summary=False,
-            enable_progress_bar=False,
-            enable_checkpointing=False,
-            logger=False,
-            callbacks=list(callbacks),
-        )
 
     def loss_and_gradient(self) -> tuple[float, Array]:
         """What one training step without any movement leaves behind."""
@@ -135,7 +136,7 @@ class Pina(Profiled):
             self.solver._pina_optimizers,
             [TorchOptimizer(torch.optim.SGD, lr=0.0)],
         )
-        self.trainer(1, spy).train()
+        quiet_trainer(self.solver, 1, spy).train()
         self.solver._pina_optimizers = optimizer
         assert all(
             torch.equal(p, b) for p, b in zip(self.network.parameters(), before, strict=True)

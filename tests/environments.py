@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from importlib.metadata import distribution
+from importlib.util import cache_from_source
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -31,9 +32,10 @@ def empty_environment(path: Path, *packages: str) -> Path:
         for requirement in map(Requirement, installed.requires or []):
             if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
                 wanted += [(requirement.name, option) for option in ("", *requirement.extras)]
-        for file in installed.files or []:
-            source, target = Path(installed.locate_file(file)), site_packages / file
-            if ".." not in file.parts and source.exists() and not target.exists():
+        files = [file for file in installed.files or [] if ".." not in file.parts]
+        for name in [*files, *map(cache_from_source, files)]:
+            source, target = Path(installed.locate_file(name)), site_packages / name
+            if source.exists() and not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 link(source, target)
     return python

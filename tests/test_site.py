@@ -40,14 +40,10 @@ every_page = pytest.mark.parametrize("page_name", [*PAGES, "search.html"])
 
 # Offline
 
+# Also those that wait until a reader comes near.
 PICTURES_LOADED = """() => [...document.querySelectorAll("main img")]
-    .every(image => !image.checkVisibility() || (image.complete && image.naturalWidth > 0))"""
-SCROLL = """async () => {
-    for (let y = 0; y < document.body.scrollHeight; y += 500) {
-        scrollTo(0, y);
-        await new Promise(requestAnimationFrame);
-    }
-}"""
+    .filter(image => image.checkVisibility() && (image.loading = "eager"))
+    .every(image => image.complete && image.naturalWidth > 0)"""
 
 
 # One of a kind. All are opened from files, below, where only a relative address leads anywhere.
@@ -65,8 +61,7 @@ def test_nothing_comes_from_outside(browser: Browser, server: str, page_name: st
 
 
 def read(page: Page) -> None:
-    """To the end, with all that is folded."""
-    page.evaluate(SCROLL)
+    """All of it, with what is folded."""
     page.locator("main summary").evaluate_all("all => all.forEach(one => one.click())")
     page.evaluate("document.fonts.ready.then(() => 0)")
     page.wait_for_function(PICTURES_LOADED)
@@ -156,10 +151,12 @@ OUT_OF_REACH = """() => [...document.querySelectorAll("main :is(pre, div)")]
     .filter(e => e.scrollWidth > e.clientWidth + 1 && e.tabIndex < 0)
     .filter(e => !e.querySelector("a, [tabindex='0']"))
     .map(e => `${e.className}: ${e.textContent.trim().slice(0, 80)}`)"""
-# Words of code, docstrings and cells of tables, and formulas, are of few kinds, thousands of each,
-# and the checker takes milliseconds for every one: one of a kind, the last, stands for all.
+# Words of code and docstrings, paragraphs, cells, formulas and entries of the contents are
+# of few kinds, thousands of each, and the checker takes milliseconds for every one: one of a kind,
+# the last, stands for all.
 KEEP_ONE_OF_A_KIND = """() => {
-    const words = ":is(pre, dl.py) :not(dl, dt, dd, ul, li), td, .katex, .katex *";
+    const words = ":is(pre, dl.py) :not(dl, dt, dd, ul, li), "
+        + ":is(p:not(th *), td, .nav-link, .copybtn, .katex), :is(p, .nav-link, .copybtn, .katex) *";
     const seen = new Set();
     for (const e of [...document.querySelectorAll(words)].reverse()) {
         const kind = [e, e.parentElement].map(e => `${e.tagName} ${e.className}`).join(" in ");

@@ -186,7 +186,9 @@ def taylor(
 def _check(x: Tensor, order: int, operator: Sequence[float] | None) -> tuple[float, ...] | None:
     """Refuse wrong arguments; the operator as floats."""
     if type(order) is not int or order not in (1, 2):
-        raise ValueError(f"order is {order!r}: derivatives of order 1 and 2 are computed")
+        raise ValueError(
+            f"order is {order!r}: pass 1 or 2; take higher ones by torch.autograd.grad yourself"
+        )
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {type(x).__name__}: pass points as a tensor (N, d)")
     if x.ndim < 2:

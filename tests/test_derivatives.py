@@ -456,7 +456,7 @@ def test_keeps_the_dtype(derivatives, dtype):
 @BOTH
 @pytest.mark.parametrize("order", [0, 3, -1, True, 2.0, "2", None])
 def test_another_order_is_refused(derivatives, order):
-    with pytest.raises(ValueError, match=f"order is {order!r}: .* order 1 and 2"):
+    with pytest.raises(ValueError, match=f"order is {order!r}: pass 1 or 2"):
         derivatives(mlp(), points(3, 2), order=order)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class ByTerm(Mapping[str, Any]):
-    """A dictionary of weights that waits for the device only when a value is asked for.
+    """A mapping from terms to weights, which waits for the device only when a value is asked for.
 
     Args:
         terms: names of the K terms.

@@ -40,7 +40,9 @@ def check_reference(reference: Reference, terms: Sequence[str]) -> None:
     """Raise an error if a reference is neither one of the terms nor a function."""
     if isinstance(reference, str):
         if reference not in terms:
-            raise ValueError(f"reference {reference!r} is not a term: choose one of {list(terms)}")
+            raise ValueError(
+                f"reference {reference!r} is not a term: choose one of {list(terms)} (reference=…)"
+            )
     elif not callable(reference):
         raise TypeError(f"reference is {reference!r}: pass a term's name or a function of sizes")
 

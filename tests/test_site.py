@@ -155,8 +155,8 @@ OUT_OF_REACH = """() => [...document.querySelectorAll("main :is(pre, div)")]
 # of few kinds, thousands of each, and the checker takes milliseconds for every one: one of a kind,
 # the last, stands for all.
 KEEP_ONE_OF_A_KIND = """() => {
-    const words = ":is(pre, dl.py) :not(dl, dt, dd, ul, li), p:not(th *), td, "
-        + ".nav-link, .copybtn, .katex, :is(p, .nav-link, .copybtn, .katex) *";
+    const words = ":is(pre, dl.py) :not(dl, dt, dd, ul, li), p:not(th *), p :not(a, a *), td, "
+        + ":is(.nav-link, .copybtn, .katex), :is(.nav-link, .copybtn, .katex) *";
     const seen = new Set();
     for (const e of [...document.querySelectorAll(words)].reverse()) {
         const kind = [e, e.parentElement].map(e => `${e.tagName} ${e.className}`).join(" in ");

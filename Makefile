@@ -10,6 +10,8 @@ PEERS := .venv-peers
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BOOK_TESTS := benchmarks book colab mutate my_pinn own_pinn playground release site sync
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+WANTED := --constraint constraints.txt --editable '.[book,test]'
 JUPYTER_BOOK := $(BIN)/jupyter-book build -q -W -n --keep-going
 
 # Chapters and tests run side by side, one a core: more threads in each would only get in the way.
@@ -97,22 +99,20 @@ $(INSTALLED): constraints.txt pyproject.toml
 	@echo "Installing into $(VENV), some minutes the first time …"
 	@$(PYTHON) -m venv $(VENV)
 	@# PyTorch comes by pip, from where this machine takes it; uv installs the rest in a quarter of pip's time.
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch uv
-	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[book,test]' || \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[book,test]'
+	@$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt torch uv
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(WANTED) || $(BIN)/python $(PIP_INSTALL) $(WANTED)
 	@rm -rf _build/.doctrees _build/committed # Sphinx would go on from what another environment left
 	@touch $@
 
 $(PEERS)/.installed: $(INSTALLED) tests/peers.txt
 	@echo "Installing into $(PEERS), some minutes the first time …"
 	@$(PYTHON) -m venv $(PEERS)
-	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	@$(PEERS)/bin/python $(PIP_INSTALL) --constraint constraints.txt \
 		--requirement tests/peers.txt --editable . pytest hypothesis
 	@touch $@
 
 .venv-benchmarks/.installed: benchmarks/constraints.txt pyproject.toml
 	@echo "Installing the other libraries into .venv-benchmarks, some minutes the first time …"
 	@$(PYTHON) -m venv .venv-benchmarks
-	@.venv-benchmarks/bin/python -m pip install --quiet --disable-pip-version-check \
-		--constraint benchmarks/constraints.txt --editable . deepxde jax optax pina-mathlab pytorch-optimizer
+	@.venv-benchmarks/bin/python $(PIP_INSTALL) --constraint benchmarks/constraints.txt --editable . deepxde jax optax pina-mathlab pytorch-optimizer
 	@touch $@

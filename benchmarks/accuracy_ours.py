@@ -27,6 +27,8 @@ NETWORKS = {
     "oscillator": (30, 2, 1.0),
 }
 """Width, depth and gain of the first layer, for the optimizers that know curvature."""
+LARGE = 50, 3, 1.0
+"""The same, for those that do not."""
 ADAM_STEPS, RATE, DRAWN = 500, 5e-3, 128
 """Steps before a second-order optimizer, the rate, the points of each set that a step draws."""
 FINER_AFTER, COMPILED_AFTER = 20.0, 60.0
@@ -117,7 +119,7 @@ def case_of(title: str, problem: Problem) -> Case:
 
 def adam(race: Race, watch: Watch) -> None:
     """Balanced Adam to the end, compiled, in single precision; its rate falls to a hundredth."""
-    run = Run(race, watch, Case(watch.problem, 50, 3, 1.0, {}))
+    run = Run(race, watch, Case(watch.problem, *LARGE, {}))
     run.model.float()
     step = run.step(run.balancer, Recorded)
     with watch.compilation():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.accuracy_ours import Run
+from benchmarks.accuracy_ours import LARGE, Run
 from benchmarks.accuracy_problems import START, Race, Watch
 from benchmarks.second_order import MEASURED, Case
 from pinnlib.derivatives import Derived
@@ -38,7 +38,7 @@ def soap(race: Race, watch: Watch) -> None:
     """SOAP of pytorch-optimizer, in double precision, on pinnlib's compiled losses."""
     from pytorch_optimizer import SOAP
 
-    run = Run(race, watch, Case(watch.problem, 50, 3, 1.0, {}))
+    run = Run(race, watch, Case(watch.problem, *LARGE, {}))
     step = run.step({"data": race.weight, "pde": 1.0}, Recorded)
     with watch.compilation():
         step(run.draw())
@@ -128,7 +128,7 @@ def features(race: Race, watch: Watch) -> None:
     def total() -> float:
         return sum(float((factor * r).square().sum()) for factor, r in blocks())
 
-    for _ in range(60):
+    for left in reversed(range(60)):
         pairs = blocks()
         J = torch.cat([factor * model.jacobian(r) for factor, r in pairs])
         right = torch.cat([-factor * r.detach() for factor, r in pairs])
@@ -138,6 +138,5 @@ def features(race: Race, watch: Watch) -> None:
         while (after := total()) > before and length > 1e-3:
             length /= 2
             model.theta = start + length * step
-        is_last = after > (1 - 1e-6) * before
+        is_last = not left or after > (1 - 1e-6) * before
         watch.look(lambda x: model(x).detach(), stiffness, last=is_last)
-    watch.look(lambda x: model(x).detach(), stiffness, last=True)

@@ -33,7 +33,8 @@ def empty_environment(path: Path, *packages: str) -> Path:
             if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
                 wanted += [(requirement.name, option) for option in ("", *requirement.extras)]
         files = [file for file in installed.files or [] if ".." not in file.parts]
-        for name in [*files, *map(cache_from_source, files)]:
+        compiled = [cache_from_source(file) for file in files if file.suffix == ".py"]
+        for name in [*files, *compiled]:
             source, target = Path(installed.locate_file(name)), site_packages / name
             if source.exists() and not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)

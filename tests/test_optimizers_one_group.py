@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from helpers import EXPONENTS
+from hypothesis import given
 
 from pinnlib.optimizers import GaussNewton, SSBroyden
+from pinnlib.optimizers.one_group import DRAW, check_repeats
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
 
@@ -71,3 +74,58 @@ def test_parameters_are_one_vector():
     assert optimizer._gather([-parts[0].detach(), None, parts[2].detach()]).tolist() == [
         *(-x[:6]).tolist(), 0, 7, 8,
     ]  # fmt: skip
+
+
+def squares(optimizer, x, draw, zero_grad=True):
+    """The closure of either optimizer, for sums of squares with factors that are drawn."""
+
+    def residuals():
+        return draw()[:, None] * (x - 0.5)
+
+    def total():
+        if zero_grad:
+            optimizer.zero_grad()
+        loss = residuals().square().mean()
+        loss.backward()
+        return loss
+
+    if isinstance(optimizer, SSBroyden):
+        return total
+    return lambda: {"all": [r[:, None] for r in residuals().T]}
+
+
+@pytest.mark.parametrize("make", [SSBroyden, gauss_newton])
+@given(size=EXPONENTS.map(lambda k: 10.0**k))
+def test_a_closure_that_draws_points_is_refused(make, size):
+    x = parameter(3)
+    optimizer = make([x])
+    x.data.fill_(size)
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.rand(40, generator=generator).double()
+    fresh = squares(optimizer, x, lambda: torch.rand(40, generator=generator).double())
+    with pytest.raises(ValueError, match=r"at the same parameters.*draw points before the call"):
+        optimizer.step(fresh)
+    assert (x == size).all()
+    assert not optimizer.stalled
+    optimizer.step(squares(optimizer, x, lambda: factors))
+    assert (x < 10).all()
+
+
+def test_rounding_is_no_difference():
+    once = torch.tensor([1.0, 1e-12], dtype=torch.float64)
+    check_repeats("losses", once, once * (1 + 1e-9), DRAW)
+    check_repeats("losses", 0 * once, 0 * once, DRAW)
+    for again in (once * (1 + 1e-7), -once, once[:1]):
+        with pytest.raises(ValueError, match=r"two different losses .* norms 1 and 1"):
+            check_repeats("losses", once, again, DRAW)
+
+
+def test_gradients_that_add_up_are_refused():
+    x = parameter(3)
+    optimizer = SSBroyden([x])
+    factors = torch.arange(1.0, 5.0).double()
+    with pytest.raises(ValueError, match=r"gradients.* call zero_grad in it"):
+        optimizer.step(squares(optimizer, x, lambda: factors, zero_grad=False))
+    assert (x == 0).all()
+    optimizer.step(squares(optimizer, x, lambda: factors))
+    assert (x != 0).all()

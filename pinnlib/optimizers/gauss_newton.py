@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pinnlib.gradients import check_finite
 from pinnlib.optimizers.jacobian import Blocks, Residuals, evaluate, jacobian, separable
-from pinnlib.optimizers.one_group import MOST, OneGroup
+from pinnlib.optimizers.one_group import DRAW, MOST, OneGroup, check_repeats
 from pinnlib.parameters import used_columns, widths
 from pinnlib.residuals import check_finite_losses, check_terms, losses_of
 from pinnlib.step import Weights
@@ -79,7 +79,7 @@ class GaussNewton(OneGroup):
     (:cite:t:`madsen2004`). Each step is corrected for the curvature along it, from one more
     evaluation (geodesic acceleration, :cite:t:`transtrum2012`). With fewer residuals than
     parameters, the smaller system of :math:`J J^\top` is solved. A step that does not lower the
-    loss is not taken.
+    loss is not taken. Where none does, the call ends, and ``stalled`` is true.
 
     One call of ``step`` works on one objective: the balancer is asked at its start, for which the
     gradient matrix, :math:`G_k = \sum_j \frac{2}{N_j} J_j^\top r_j`, comes with the Jacobian, and
@@ -126,8 +126,9 @@ class GaussNewton(OneGroup):
         Raises:
             TypeError: if the closure gives something else, such as losses.
             ValueError: if the terms are not the balancer's, a residual has another shape, something
-                is not finite at the start, a weight is negative, or the Jacobian would take more
-                than 3.2 GB. No parameter has changed then.
+                is not finite at the start, a second evaluation gives others, a weight is
+                negative, or the Jacobian would take more than 3.2 GB. No parameter has changed
+                then.
         """
         params, memory = self._params, self._memory
         terms = evaluate(closure)
@@ -143,6 +144,9 @@ class GaussNewton(OneGroup):
             )
         separate = separable(closure, terms, params)
         blocks = jacobian(closure, params, separate)
+        again = torch.cat([r for term in terms for r, _ in blocks[term]])
+        once = [r.detach().flatten() for residuals in terms.values() for r in residuals]
+        check_repeats("residuals", torch.cat(once), again, DRAW)
         factor = self._weigh(blocks, losses)
         now = self._linear(blocks, factor)
         first = now.r @ now.r

@@ -17,6 +17,23 @@ __all__: list[str] = []  # for the optimizers
 MOST = 20_000
 """A matrix of so many rows and columns is accepted; it takes 3.2 GB."""
 
+DRAW = "draw points before the call of step, and nothing in the closure"
+
+
+def check_repeats(what: str, first: Tensor, again: Tensor, remedy: str) -> None:
+    """Refuse a closure that gives something else when nothing has changed.
+
+    Raises:
+        ValueError: if the two differ by more than rounding does.
+    """
+    tolerance = torch.finfo(first.dtype).eps ** 0.5
+    norm = torch.linalg.vector_norm
+    if first.shape != again.shape or norm(again - first) > tolerance * norm(first):
+        raise ValueError(
+            f"the closure gives two different {what} at the same parameters, of norms "
+            f"{float(norm(first)):.6g} and {float(norm(again)):.6g}: {remedy}"
+        )
+
 
 class OneGroup(Optimizer):
     """An optimizer whose step takes a closure, and up to ``max_iter`` steps on one objective.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pinnlib.optimizers.one_group import MOST, OneGroup
+from pinnlib.optimizers.one_group import DRAW, MOST, OneGroup, check_repeats
 from pinnlib.optimizers.wolfe import Trial, search
 from pinnlib.residuals import NotFiniteError
 
@@ -116,8 +116,8 @@ class SSBroyden(OneGroup):
             The loss at the start, as ``torch.optim.LBFGS`` gives it.
 
         Raises:
-            ValueError: if loss or gradient at the start is not finite, or there is no gradient;
-                nothing has changed then.
+            ValueError: if loss or gradient at the start is not finite, there is no gradient, or, in
+                the first call, a second evaluation gives others; nothing has changed then.
         """
         evaluate = torch.enable_grad()(closure)
         x = self._gather(self._params)
@@ -132,6 +132,7 @@ class SSBroyden(OneGroup):
             )
         state = self._memory
         if "H" not in state:
+            self._check_repeats(evaluate, x, first, g)
             state |= {"H": torch.eye(len(x), dtype=x.dtype, device=x.device), "is_fresh": True}
         state["stalled"] = False
         try:
@@ -184,6 +185,14 @@ class SSBroyden(OneGroup):
         Hy = H @ y
         broyden(H, s, y, Hy, *scaling(float(y @ Hy) / sy, sBs / sy, len(x)))
         return x + s, found.value, gradients[found.t]
+
+    def _check_repeats(
+        self, evaluate: Callable[[], Any], x: Tensor, loss: Tensor, g: Tensor
+    ) -> None:
+        value, gradient = self._evaluate(evaluate, x)
+        again = torch.as_tensor(value, dtype=x.dtype)
+        check_repeats("losses", loss, again, DRAW)
+        check_repeats("gradients", g, gradient, f"call zero_grad in it, before backward; {DRAW}")
 
     def _evaluate(self, closure: Callable[[], Any], x: Tensor) -> tuple[float, Tensor]:
         self._place(x)

@@ -198,15 +198,14 @@ def press(page: Page, name: str) -> None:
 
 
 @needs_site
-@pytest.mark.parametrize("seed", [4, 5, 6])
-def test_the_failure_and_the_cure(browser: Browser, server: str, seed: int) -> None:
-    with opened(browser, f"#seed={seed}", server) as page:
+def test_the_failure_and_the_cure(browser: Browser, server: str) -> None:
+    with opened(browser, "#seed=5", server) as page:
         wait_for_step(page, 600)
         press(page, "Pause")
         assert number(page, "error") > 2
         assert number(page, "lambda") == 1
         press(page, "2 balanced")
-        page.get_by_label("seed").fill(f"{seed}")
+        page.get_by_label("seed").fill("5")
         wait_for_step(page, 900)
         press(page, "Pause")
         assert number(page, "error") < 1  # single steps reach 0.67 after step 900 in 24 seeds

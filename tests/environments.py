@@ -12,17 +12,14 @@ from packaging.requirements import Requirement
 
 
 def empty_environment(path: Path, *packages: str) -> Path:
-    """A new environment with some packages and what they need; the path of its Python.
+    """A new environment with pip, some packages and what they need; the path of its Python.
 
     Their files are links to those of the environment that runs the tests.
     """
-    subprocess.run([sys.executable, "-m", "venv", path], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", path], check=True)
     python = path / "bin" / "python"
-    # Python 3.11 brings an old one, and PyTorch's compiler trips over a mixture of both.
-    command = [python, "-m", "pip", "--quiet", "uninstall", "--yes", "setuptools"]
-    subprocess.run(command, check=True)
     (site_packages,) = path.glob("lib/python*/site-packages")
-    wanted, done = [(package, "") for package in packages], set()
+    wanted, done = [(package, "") for package in ("pip", *packages)], set()
     while wanted:
         name, extra = wanted.pop()
         installed = distribution(name)

@@ -24,9 +24,8 @@ KEPT = 8
 COMPARED = (2, 100)
 """The calls at which a recording is compared with its function: at once, and after a while."""
 
-WHOLE = {"options": {"cpp_wrapper": True, "cpp_wrapper_build_separate": True}}
-"""On the CPU: one C++ function for all operations, and no Python between. Apart from the loops, its
-calls need little optimization, which halves the seconds that the C++ compiler takes."""
+WHOLE = {"options": {"cpp_wrapper": True}}
+"""On the CPU: one C++ file for all operations, sooner compiled than many, and no Python between."""
 
 # PyTorch records and compiles in one thread at a time only.
 _one_at_a_time = threading.Lock()

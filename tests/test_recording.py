@@ -497,7 +497,7 @@ def test_another_failure_of_the_compiler_is_named(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, {"cpp_wrapper": True, "cpp_wrapper_build_separate": True}),
+        ({}, {"cpp_wrapper": True}),
         ({"options": {"epilogue_fusion": True}}, {"epilogue_fusion": True}),
     ],
 )

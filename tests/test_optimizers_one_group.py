@@ -129,3 +129,14 @@ def test_gradients_that_add_up_are_refused():
     assert (x == 0).all()
     optimizer.step(squares(optimizer, x, lambda: factors))
     assert (x != 0).all()
+
+
+@pytest.mark.parametrize("make", [SSBroyden, gauss_newton])
+def test_a_solution_found_before_is_no_reason_to_refuse(make):
+    x = parameter(3)
+    factors = torch.linspace(0.1, 1.0, 40).double()
+    for _ in range(3):
+        optimizer = make([x])
+        optimizer.step(squares(optimizer, x, lambda: factors))
+        optimizer.step(squares(optimizer, x, lambda: factors))
+        assert (x - 0.5).abs().max() < 1e-6

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pinnlib.gradients import check_finite
-from pinnlib.optimizers.jacobian import Blocks, Residuals, evaluate, jacobian, separable
+from pinnlib.optimizers.jacobian import Blocks, Residuals, Terms, evaluate, jacobian, separable
 from pinnlib.optimizers.one_group import DRAW, MOST, OneGroup, check_repeats
 from pinnlib.parameters import used_columns, widths
 from pinnlib.residuals import check_finite_losses, check_terms, losses_of
@@ -126,9 +126,9 @@ class GaussNewton(OneGroup):
         Raises:
             TypeError: if the closure gives something else, such as losses.
             ValueError: if the terms are not the balancer's, a residual has another shape, something
-                is not finite at the start, a second evaluation gives others, a weight is
-                negative, or the Jacobian would take more than 3.2 GB. No parameter has changed
-                then.
+                is not finite at the start, in the first call a second evaluation gives
+                others, a weight is negative, or the Jacobian would take more than 3.2 GB. No
+                parameter has changed then.
         """
         params, memory = self._params, self._memory
         terms = evaluate(closure)
@@ -142,11 +142,10 @@ class GaussNewton(OneGroup):
                 f"{rows} residuals, {len(x)} parameters: the Jacobian would take "
                 f"{8 * rows * len(x) / 1e9:.0f} GB; take fewer points, or SSBroyden"
             )
+        if "scale" not in memory:
+            check_repeats("residuals", self._flat(terms), self._flat(evaluate(closure)), DRAW)
         separate = separable(closure, terms, params)
         blocks = jacobian(closure, params, separate)
-        again = torch.cat([r for term in terms for r, _ in blocks[term]])
-        once = [r.detach().flatten() for residuals in terms.values() for r in residuals]
-        check_repeats("residuals", torch.cat(once), again, DRAW)
         factor = self._weigh(blocks, losses)
         now = self._linear(blocks, factor)
         first = now.r @ now.r
@@ -208,6 +207,11 @@ class GaussNewton(OneGroup):
         memory["scale"] = torch.maximum(memory.get("scale", scale), scale)
         return Linear(r, J, memory["scale"])
 
+    def _flat(self, terms: Terms) -> Tensor:
+        """All residuals in the order of the balancer's terms, ``(N,)``."""
+        rows = [r.detach().flatten() for term in self.balancer.terms for r in terms[term]]
+        return torch.cat(rows)
+
     def _move(self, closure: Residuals, x: Tensor, now: Linear, factor: Tensor) -> Tensor | None:
         """A step that lowers the loss; ``None`` if there is none."""
         memory = self._memory
@@ -216,9 +220,7 @@ class GaussNewton(OneGroup):
 
         def at(d: Tensor) -> Tensor:
             self._place(x + d)
-            terms = evaluate(closure)
-            rows = [r.detach().flatten() for term in self.balancer.terms for r in terms[term]]
-            return factor * torch.cat(rows)
+            return factor * self._flat(evaluate(closure))
 
         for _ in range(TRIALS):
             if (solve := now.solver(damping)) is not None:

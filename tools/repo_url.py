@@ -32,12 +32,17 @@ def names(url: str) -> tuple[str, str, str]:
     return f"{owner}/{name}", f"{owner.lower()}.github.io/{name}", f"/{name}/"
 
 
-def files() -> dict[Path, str]:
-    """The text of every file that git knows or would add."""
+def listed() -> list[str]:
+    """The path of every file that git knows or would add."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    found = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return found.rstrip("\0").split("\0")
+
+
+def files() -> dict[Path, str]:
+    """The text of each of them."""
     texts = {}
-    for name in filter(None, listed.split("\0")):
+    for name in listed():
         content = (ROOT / name).read_bytes() if (ROOT / name).is_file() else b"\0"
         if b"\0" not in content:
             texts[ROOT / name] = content.decode()

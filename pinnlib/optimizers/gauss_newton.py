@@ -143,7 +143,7 @@ class GaussNewton(OneGroup):
                 f"{8 * rows * len(x) / 1e9:.0f} GB; take fewer points, or SSBroyden"
             )
         if "scale" not in memory:
-            check_repeats("residuals", self._flat(terms), self._flat(evaluate(closure)), DRAW)
+            check_repeats("residuals", self._vector(terms), self._vector(evaluate(closure)), DRAW)
         separate = separable(closure, terms, params)
         blocks = jacobian(closure, params, separate)
         factor = self._weigh(blocks, losses)
@@ -207,7 +207,7 @@ class GaussNewton(OneGroup):
         memory["scale"] = torch.maximum(memory.get("scale", scale), scale)
         return Linear(r, J, memory["scale"])
 
-    def _flat(self, terms: Terms) -> Tensor:
+    def _vector(self, terms: Terms) -> Tensor:
         """All residuals in the order of the balancer's terms, ``(N,)``."""
         rows = [r.detach().flatten() for term in self.balancer.terms for r in terms[term]]
         return torch.cat(rows)
@@ -220,7 +220,7 @@ class GaussNewton(OneGroup):
 
         def at(d: Tensor) -> Tensor:
             self._place(x + d)
-            return factor * self._flat(evaluate(closure))
+            return factor * self._vector(evaluate(closure))
 
         for _ in range(TRIALS):
             if (solve := now.solver(damping)) is not None:

@@ -132,7 +132,10 @@ class SSBroyden(OneGroup):
             )
         state = self._memory
         if "H" not in state:
-            self._check_repeats(evaluate, x, first, g)
+            again, gradient = self._evaluate(evaluate, x)
+            check_repeats("losses", first, torch.as_tensor(again, dtype=x.dtype), DRAW)
+            remedy = f"call zero_grad in it, before backward; {DRAW}"
+            check_repeats("gradients", g, gradient, remedy)
             state |= {"H": torch.eye(len(x), dtype=x.dtype, device=x.device), "is_fresh": True}
         state["stalled"] = False
         try:
@@ -185,14 +188,6 @@ class SSBroyden(OneGroup):
         Hy = H @ y
         broyden(H, s, y, Hy, *scaling(float(y @ Hy) / sy, sBs / sy, len(x)))
         return x + s, found.value, gradients[found.t]
-
-    def _check_repeats(
-        self, evaluate: Callable[[], Any], x: Tensor, loss: Tensor, g: Tensor
-    ) -> None:
-        value, gradient = self._evaluate(evaluate, x)
-        again = torch.as_tensor(value, dtype=x.dtype)
-        check_repeats("losses", loss, again, DRAW)
-        check_repeats("gradients", g, gradient, f"call zero_grad in it, before backward; {DRAW}")
 
     def _evaluate(self, closure: Callable[[], Any], x: Tensor) -> tuple[float, Tensor]:
         self._place(x)

@@ -95,7 +95,7 @@ $(INSTALLED): constraints.txt pyproject.toml
 		{ echo 'The venv module of "$(PYTHON)" is missing: install it (Debian, Ubuntu: sudo apt install python3-venv)' >&2; exit 1; }
 	@command -v "$${CXX:-g++}" > /dev/null && \
 		$(PYTHON) -c 'import os, sysconfig as c; os.stat(c.get_path("include") + "/Python.h")' 2> /dev/null || \
-		{ echo 'A C++ compiler or the headers of "$(PYTHON)" are missing; chapters 4 to 14 compile their training steps: install both (Debian, Ubuntu: sudo apt install g++ python3-dev)' >&2; exit 1; }
+		{ echo 'A C++ compiler or the headers of "$(PYTHON)" are missing; chapters 9 and 14 compile their steps: install both (Debian, Ubuntu: sudo apt install g++ python3-dev)' >&2; exit 1; }
 	@echo "Installing into $(VENV), some minutes the first time …"
 	@$(PYTHON) -m venv $(VENV)
 	@# PyTorch comes by pip, from where this machine takes it; uv installs the rest in a quarter of pip's time.

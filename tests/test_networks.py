@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import drawn, seeded
+from helpers import default_dtype, drawn, seeded
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -113,11 +113,8 @@ def test_domain_is_saved_but_not_trained(generator, build):
 @pytest.mark.parametrize("domain", [DOMAIN, [(0, 1), (-1, 1)]])  # of whole numbers, too
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_default_dtype(generator, build, domain, dtype):
-    torch.set_default_dtype(dtype)
-    try:
+    with default_dtype(dtype):
         model = build(generator, domain)
-    finally:
-        torch.set_default_dtype(torch.float32)
     assert {value.dtype for value in model.state_dict().values()} == {dtype}
 
 
@@ -161,11 +158,8 @@ def test_a_domain_may_be_nearly_as_wide_as_numbers_go(generator, build):
 
 
 def test_a_domain_that_float32_cannot_tell_apart_is_fine_in_float64(generator):
-    torch.set_default_dtype(torch.float64)
-    try:
+    with default_dtype(torch.float64):
         model = MLP([(1.7e9, 1.7e9 + 60)], generator=generator)
-    finally:
-        torch.set_default_dtype(torch.float32)
     assert model(torch.tensor([[1.7e9 + 30]], dtype=torch.float64)).isfinite().all()
 
 

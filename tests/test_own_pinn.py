@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import default_dtype
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import pinnlib
@@ -63,8 +64,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pinnlib, "balanced_backward", watched)
-    yield run
-    torch.set_default_dtype(torch.float32)
+    with default_dtype(torch.float32):  # a block may set another
+        yield run
 
 
 def test_page_has_these_blocks() -> None:

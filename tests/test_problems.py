@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import assert_stack_equals_networks, in_float64, network, points, seeded
+from helpers import assert_stack_equals_networks, default_dtype, in_float64, network, points, seeded
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -271,11 +271,8 @@ def test_uniform_over_scales(exponent):
 
 def test_uniform_has_the_default_dtype():
     assert uniform([(0, 2)], 3, seeded()).dtype == torch.float32
-    torch.set_default_dtype(torch.float64)
-    try:
+    with default_dtype(torch.float64):
         assert uniform([(0, 2)], 3, seeded()).dtype == torch.float64
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("n", [0, -1, 2.5, "8", None])

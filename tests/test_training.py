@@ -6,7 +6,7 @@ import resource
 import numpy as np
 import pytest
 import torch
-from helpers import Curve, assert_same_parameters, curve_network, seeded
+from helpers import Curve, assert_same_parameters, curve_network, default_dtype, seeded
 from torch import nn
 
 from pinnlib.evaluation import relative_l2_error
@@ -30,9 +30,8 @@ BALANCERS = {
 
 @pytest.fixture
 def in_float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+    with default_dtype(torch.float64):
+        yield
 
 
 def train_by_hand(model, weights, recorded, *, steps, generator, n=128):

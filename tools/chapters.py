@@ -90,14 +90,17 @@ def seconds_of_kernels() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def execute_all(notebooks: Mapping[Job, NotebookNode]) -> Iterator[tuple[Job, NotebookNode]]:
-    """Run notebooks side by side, one a core; one line for each when it is done.
+def execute_all(
+    notebooks: Mapping[Job, NotebookNode], threads: int = 1
+) -> Iterator[tuple[Job, NotebookNode]]:
+    """Run notebooks side by side, a core for each thread; one line for each when it is done.
 
     Yields those that succeeded, as they finish, and exits after the last if one has failed.
     """
     failed = []
     # Processes and not threads: an interrupt then reaches each client, which stops its kernel.
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    # Threads that share a core wait for one another: a chapter takes eight times as long.
+    with ProcessPoolExecutor(max(1, (os.cpu_count() or 1) // threads)) as pool:
         try:
             # The later chapters take longer: they go first, so that no core idles at the end.
             waiting = sorted(notebooks.items(), reverse=True)
@@ -232,7 +235,7 @@ def check(names: Sequence[str], seeds: Sequence[int], threads: int) -> None:
             put(notebook, SEEDS_LINE, f"SEEDS = {triple}", path.name)
             put(notebook, THREADS_LINE, with_threads, path.name)
             waiting[Job(path, f"with seeds {triple}")] = notebook
-    for _ in execute_all(waiting):
+    for _ in execute_all(waiting, threads):
         pass
 
 

@@ -33,8 +33,7 @@ PAGES = [
     for file in [TOC["root"], *(c["file"] for part in TOC["parts"] for c in part["chapters"])]
 ]
 CHAPTER_PAGES = [page for page in PAGES if page.startswith("chapters/")]
-# Chapters are of one kind.
-KINDS_OF_PAGE = [page for page in PAGES if page not in CHAPTER_PAGES[1:]]
+MORE_CHAPTERS = CHAPTER_PAGES[1:]  # of the same kind as the first
 
 pytestmark = needs_site
 every_page = pytest.mark.parametrize("page_name", [*PAGES, "search.html"])
@@ -79,7 +78,8 @@ def test_search_finds_the_chapter(browser: Browser, server: str, scheme: str) ->
             assert trouble == []
 
 
-@pytest.mark.parametrize("page_name", KINDS_OF_PAGE)  # not the search, which is a script
+# Not the search, which is a script, and of the chapters one.
+@pytest.mark.parametrize("page_name", [page for page in PAGES if page not in MORE_CHAPTERS])
 def test_text_shows_without_javascript(browser: Browser, server: str, page_name: str) -> None:
     with visit(browser, server, page_name, java_script_enabled=False) as (page, _):
         assert page.locator("html").get_attribute("data-theme") == "light"
@@ -198,7 +198,7 @@ def test_everybody_can_read_it(browser: Browser, page_name: str) -> None:
         assert trouble == []
         page.evaluate(KEEP_ONE_OF_A_KIND)
         check_with_axe(page)
-        if page_name in [*KINDS_OF_PAGE, "search.html"]:
+        if page_name not in MORE_CHAPTERS:
             look(page, SCREENS[0])
             check_with_axe(page, runOnly=["color-contrast"])
 

@@ -19,6 +19,8 @@ export OMP_NUM_THREADS := 1
 # Memory that a tensor gives back is kept for the next one; asking the system anew takes a tenth of a training's time.
 export MALLOC_TRIM_THRESHOLD_ := 1000000000
 export MALLOC_MMAP_THRESHOLD_ := 33554432
+# Modules are compiled when they are first imported, which most never are, and kept.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help book site test colab unit links test-peers refresh seeds benchmarks mutants stills lint repo-url clean
 .DEFAULT_GOAL := help
@@ -99,8 +101,8 @@ $(INSTALLED): constraints.txt pyproject.toml
 	@echo "Installing into $(VENV), some minutes the first time …"
 	@$(PYTHON) -m venv $(VENV)
 	@# PyTorch comes by pip, from where this machine takes it; uv installs the rest in a quarter of pip's time.
-	@$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt torch uv
-	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(WANTED) || $(BIN)/python $(PIP_INSTALL) $(WANTED)
+	@$(BIN)/python $(PIP_INSTALL) --no-compile --constraint constraints.txt torch uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(WANTED) || $(BIN)/python $(PIP_INSTALL) $(WANTED)
 	@rm -rf _build/.doctrees _build/committed # Sphinx would go on from what another environment left
 	@touch $@
 

@@ -10,7 +10,7 @@ PEERS := .venv-peers
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BOOK_TESTS := benchmarks book colab mutate my_pinn own_pinn playground release site sync
-PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 WANTED := --constraint constraints.txt --editable '.[book,test]'
 JUPYTER_BOOK := $(BIN)/jupyter-book build -q -W -n --keep-going
 
@@ -97,11 +97,11 @@ $(INSTALLED): constraints.txt pyproject.toml
 		{ echo 'The venv module of "$(PYTHON)" is missing: install it (Debian, Ubuntu: sudo apt install python3-venv)' >&2; exit 1; }
 	@command -v "$${CXX:-g++}" > /dev/null && \
 		$(PYTHON) -c 'import os, sysconfig as c; os.stat(c.get_path("include") + "/Python.h")' 2> /dev/null || \
-		{ echo 'A C++ compiler or the headers of "$(PYTHON)" are missing; chapters 9 and 14 compile their steps: install both (Debian, Ubuntu: sudo apt install g++ python3-dev)' >&2; exit 1; }
+		{ echo 'A C++ compiler or the headers of "$(PYTHON)" are missing; chapter 9 compiles its steps: install both (Debian, Ubuntu: sudo apt install g++ python3-dev)' >&2; exit 1; }
 	@echo "Installing into $(VENV), some minutes the first time …"
 	@$(PYTHON) -m venv $(VENV)
 	@# PyTorch comes by pip, from where this machine takes it; uv installs the rest in a quarter of pip's time.
-	@$(BIN)/python $(PIP_INSTALL) --no-compile --constraint constraints.txt torch uv
+	@$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt torch uv
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(WANTED) || $(BIN)/python $(PIP_INSTALL) $(WANTED)
 	@rm -rf _build/.doctrees _build/committed # Sphinx would go on from what another environment left
 	@touch $@

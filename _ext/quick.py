@@ -1,4 +1,4 @@
-"""A build in three quarters of the time: a page is many small objects, none worth a search."""
+"""A build in three quarters of the time: Python does not search its many objects for cycles."""
 
 import gc
 

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from importlib.metadata import distribution
-from importlib.util import cache_from_source
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -14,7 +13,8 @@ from packaging.requirements import Requirement
 def empty_environment(path: Path, *packages: str) -> Path:
     """A new environment with pip, some packages and what they need; the path of its Python.
 
-    Their files are links to those of the environment that runs the tests.
+    Their files are links to those of the environment that runs the tests, and what is compiled
+    when one of both first imports a module serves the other.
     """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", path], check=True)
     python = path / "bin" / "python"
@@ -29,13 +29,16 @@ def empty_environment(path: Path, *packages: str) -> Path:
         for requirement in map(Requirement, installed.requires or []):
             if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
                 wanted += [(requirement.name, option) for option in ("", *requirement.extras)]
-        files = [file for file in installed.files or [] if ".." not in file.parts]
-        compiled = [cache_from_source(file) for file in files if file.suffix == ".py"]
-        for name in [*files, *compiled]:
-            source, target = Path(installed.locate_file(name)), site_packages / name
-            if source.exists() and not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                link(source, target)
+        for file in installed.files or []:
+            source, target = Path(installed.locate_file(file)), site_packages / file
+            if {"..", "__pycache__"} & set(file.parts) or not source.exists() or target.exists():
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            link(source, target)
+            compiled = target.parent / "__pycache__"
+            if file.suffix == ".py" and not compiled.exists():
+                (source.parent / "__pycache__").mkdir(exist_ok=True)
+                compiled.symlink_to(source.parent / "__pycache__")
     return python
 
 

@@ -9,6 +9,7 @@ import pkgutil
 import re
 import sys
 import tomllib
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -262,6 +263,7 @@ def names_of(module: ModuleType) -> list[str]:
     return getattr(module, "__all__", defined)
 
 
+@cache
 def public() -> dict[str, object]:
     """Functions and classes that their module, and the package it lies in, both offer, by name."""
     return {

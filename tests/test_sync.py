@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import pytest
@@ -128,12 +129,14 @@ COMPARISONS: dict[str, Callable[[Any], None]] = {
 }
 
 
+@cache
 def twin_names() -> set[str]:
     """Public functions and classes of the package, and methods of the two taught first."""
     methods = [*vars(KleinGordon), "losses", *vars(AdaptivePINN)]
     return {name for name in [*public_names(), *methods] if not name.startswith("_")}
 
 
+@cache
 def definitions() -> list[tuple[str, str]]:
     """Chapter and name of each function or class, defined by hand, that has a twin."""
     return [

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pinnlib import GradientBalancer, Step
 from pinnlib.optimizers import SSBroyden
 from pinnlib.optimizers.ssbroyden import broyden, scaling
-from pinnlib.optimizers.wolfe import CURVATURE, DECREASE
+from pinnlib.optimizers.wolfe import CURVATURE, DECREASE, search
 from pinnlib.residuals import NotFiniteError
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
@@ -168,8 +168,8 @@ def test_each_accepted_step_meets_both_conditions_and_the_pairs_are_its_own(monk
     accepted, pairs = [], []
     move = SSBroyden._move
 
-    def watched(self, evaluate, x, loss, g):
-        found = move(self, evaluate, x, loss, g)
+    def watched(self, evaluate, x, *now):
+        found = move(self, evaluate, x, *now)
         if found is not None:
             accepted.append((x.clone(), found[0].clone()))
         return found
@@ -198,6 +198,26 @@ def test_each_accepted_step_meets_both_conditions_and_the_pairs_are_its_own(monk
     for (before, after), (_, y) in zip(accepted, pairs, strict=True):
         torch.testing.assert_close(y, gradient(quartic, after) - gradient(quartic, before))
     assert len(pairs) > 2
+
+
+@pytest.mark.parametrize("size", [1e-12, 1.0, 1e12])
+def test_a_search_begins_where_the_last_decrease_would_come_again(size, monkeypatch):
+    starts, lengths = [], []
+
+    def watched(evaluate, start, t):
+        starts.append(start)
+        lengths.append(t)
+        return search(evaluate, start, t)
+
+    monkeypatch.setattr("pinnlib.optimizers.ssbroyden.search", watched)
+    optimizer, _, closure = run(lambda x: size * rosenbrock(x), [0.0] * 6, max_iter=20)
+    optimizer.step(closure)
+    for t, before, now in zip(lengths[1:], starts, starts[1:], strict=False):
+        assert t == pytest.approx(min(1, 2.02 * (now.value - before.value) / now.slope))
+    assert min(lengths[1:]) < 0.9
+    assert max(lengths[1:]) == 1
+    optimizer.step(closure)
+    assert lengths[20] == 1, "another objective: nothing is known of it"
 
 
 def test_a_call_evaluates_first_and_keeps_what_it_learnt():

@@ -80,8 +80,8 @@ class SSBroyden(OneGroup):
 
     H is the inverse Hessian, s an accepted step and y the change of the gradient along it; BFGS has
     :math:`\varphi = \tau = 1`. Here both follow from the step, as :cite:t:`urban2025` show. Each
-    accepted step meets the strong Wolfe conditions (:cite:t:`nocedal2006`). The search for it begins
-    at the length that would bring the decrease of the step before once more.
+    accepted step meets the strong Wolfe conditions (:cite:t:`nocedal2006`). The search for it
+    begins at the length that would bring the decrease of the step before once more.
 
     One call of ``step`` works on one objective. It evaluates first, and no pair (s, y) reaches from
     one call into the next, so points may be drawn anew and weights renewed between calls; H is

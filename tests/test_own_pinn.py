@@ -41,7 +41,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
             sum(result[term] * row[i] for term, row in rows.items()) for i in range(len(params))
         ]
         weights.append(result["pde"])
-        assert next(iter(result.values())) == 1
+        assert result[balancer.terms[0]] == 1
         return result
 
     def compare(optimizer: torch.optim.Optimizer, *_: Any) -> None:

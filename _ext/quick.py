@@ -1,10 +1,54 @@
-"""A build in three quarters of the time: Python does not search its many objects for cycles."""
+"""A build in a third of the time, with the same pages.
 
+Python does not search its many objects for cycles. ``sphinx-codeautolink`` reads only what is new
+of a page's code, where it reads all that stands above a block, for each block; and of a built page
+the blocks alone, where it takes apart the typeset formulas and pictures too.
+"""
+
+import ast
 import gc
+import re
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx_codeautolink import extension
+from sphinx_codeautolink.extension import block
+from sphinx_codeautolink.parse import ImportTrackerVisitor, Name
+
+BLOCK = re.compile(r'<div class="[^"]*highlight-.*?</pre></div>\s*</div>', re.DOTALL)
+link_html = extension.link_html
+
+
+class Reader:
+    """Read the names in a source, and go on from there if the next source begins with it."""
+
+    source = ""
+    visitor = ImportTrackerVisitor(None)
+
+    def names(self, source: str, node: Any) -> list[Name]:
+        known = self.source + "\n"
+        if not source.startswith(known):
+            known, self.visitor = "", ImportTrackerVisitor(node)
+        tree = ast.increment_lineno(ast.parse(source[len(known) :]), known.count("\n"))
+        self.source, self.visitor.accessed = source, []
+        self.visitor.visit(tree)
+        return self.visitor.accessed
+
+
+def link_blocks(document: str, out_dir: str, *args: Any, **kwargs: Any) -> None:
+    file = Path(out_dir) / f"{document}.html"
+    page = file.read_text("utf-8")
+    file.write_text("\n".join(BLOCK.findall(page)), "utf-8")
+    link_html(document, out_dir, *args, **kwargs)
+    linked = BLOCK.findall(file.read_text("utf-8"))
+    parts = zip_longest(BLOCK.split(page), linked, fillvalue="")
+    file.write_text("".join(part for pair in parts for part in pair), "utf-8")
 
 
 def setup(_: Sphinx) -> dict[str, bool]:
     gc.disable()
+    block.parse_names = Reader().names
+    extension.link_html = link_blocks
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import html
 from base64 import b64encode
 from collections.abc import Callable
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from io import BytesIO
+from typing import Any
 
 import matplotlib.pyplot as plt
-from matplotlib import rc_context
-from matplotlib.animation import PillowWriter
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 
 class Film:
@@ -44,20 +45,21 @@ class Film:
             if count < 1:
                 raise ValueError(f"{name} is {count}: use 1 or more")
         self.alt = alt
+        canvas: Any = FigureCanvasAgg(figure)
+        pictures = []
         try:
-            with TemporaryDirectory() as folder:
-                moving, still = Path(folder, "moving.webp"), Path(folder, "still.webp")
-                writer = PillowWriter(fps)
-                writer.setup(figure, moving)
-                with rc_context({"savefig.bbox": None}):  # frames of one size
-                    for frame in range(frames):
-                        draw(frame)
-                        writer.grab_frame()
-                writer.finish()
-                figure.savefig(still)
-                self.moving, self.still = moving.read_bytes(), still.read_bytes()
+            for frame in range(frames):
+                draw(frame)
+                canvas.draw()
+                figure.set_layout_engine("none")  # once for all frames, which takes half the time
+                pictures.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
         finally:
             plt.close(figure)
+        moving, still = BytesIO(), BytesIO()
+        series = {"append_images": pictures[1:], "duration": 1000 // fps, "loop": 0}
+        pictures[0].save(moving, "webp", save_all=True, **series)
+        pictures[-1].save(still, "webp")
+        self.moving, self.still = moving.getvalue(), still.getvalue()
 
     def __repr__(self) -> str:
         return self.alt

@@ -49,7 +49,10 @@ def trainable(params: nn.Module | Iterable[Tensor]) -> list[Tensor]:
             )
         kept[p] = None
     if not sum(p.numel() for p in kept):
-        raise ValueError("there is no trainable parameter: pass some with requires_grad=True")
+        raise ValueError(
+            "there is no trainable parameter: pass some with requires_grad=True, and in a list if "
+            "they are passed more than once, as a generator is spent by its first use"
+        )
     if len(devices := {str(p.device) for p in kept}) > 1:
         raise ValueError(f"parameters lie on {sorted(devices)}: keep them on one device")
     _check_whole(kept)

@@ -132,8 +132,10 @@ def check_names(terms: Sequence[str]) -> None:
 
 
 def check_terms(names: Iterable[str], terms: Iterable[str]) -> None:
-    """Raise a ValueError that says which names are missing or unknown."""
+    """Raise an error that says which names are missing or unknown, or that there are none."""
     names, terms = list(names), list(terms)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"losses have no names: pass a dictionary, with a loss for each of {terms}")
     missing, unknown = ([n for n in a if n not in b] for a, b in ((terms, names), (names, terms)))
     if missing or unknown:
         raise ValueError(

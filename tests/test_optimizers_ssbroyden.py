@@ -320,11 +320,22 @@ def test_too_many_parameters_are_refused():
         SSBroyden([torch.zeros(30_000, dtype=torch.float64, requires_grad=True)])
 
 
-def test_a_closure_without_a_backward_pass_is_refused():
+@pytest.mark.parametrize("left", [None, [1.0, 2.0]])  # by another optimizer
+def test_a_closure_without_a_backward_pass_is_refused(left):
     optimizer, x, _ = run(quadratic, [0.0, 0.0])
+    x.grad = None if left is None else torch.tensor(left, dtype=x.dtype)
     with pytest.raises(ValueError, match=r"no gradient: call loss.backward\(\) in it"):
         optimizer.step(lambda: quadratic(x))
     assert not optimizer.stalled
+
+
+@pytest.mark.parametrize("total", [None, {"pde": 1.0}, [1.0], "1"])
+def test_a_closure_that_returns_no_number_is_refused(total):
+    optimizer, x, _ = run(quadratic, [0.0, 0.0])
+    message = f"returns a {type(total).__name__}: let it return the total loss, a number"
+    with pytest.raises(TypeError, match=message):
+        optimizer.step(lambda: total)
+    assert (x == 0).all()
 
 
 def test_a_step_with_weights_held_is_the_closure():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -132,11 +133,14 @@ class SSBroyden(OneGroup):
             The loss at the start, as ``torch.optim.LBFGS`` gives it.
 
         Raises:
+            TypeError: if the closure does not return a number.
             ValueError: if loss or gradient at the start is not finite, there is no gradient, or, in
-                the first call, a second evaluation gives others; nothing has changed then.
+                the first call, a second evaluation gives others; only ``.grad`` has changed then.
         """
         evaluate = torch.enable_grad()(closure)
         x = self._gather(self._params)
+        for p in self._params:
+            p.grad = None  # what another optimizer has left would hide that the closure writes none
         loss, g = self._evaluate(evaluate, x)
         first = torch.as_tensor(loss, dtype=x.dtype)
         if all(p.grad is None for p in self._params):
@@ -212,5 +216,10 @@ class SSBroyden(OneGroup):
 
     def _evaluate(self, closure: Callable[[], Any], x: Tensor) -> tuple[float, Tensor]:
         self._place(x)
-        loss = float(torch.as_tensor(closure()).detach())
-        return loss, self._gather([p.grad for p in self._params])
+        loss = closure()
+        if not isinstance(loss, Tensor | Real):
+            found = type(loss).__name__
+            raise TypeError(
+                f"the closure returns a {found}: let it return the total loss, a number"
+            )
+        return float(torch.as_tensor(loss).detach()), self._gather([p.grad for p in self._params])

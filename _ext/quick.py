@@ -1,22 +1,24 @@
-"""A build in a third of the time, with the same pages.
+"""A build in less than half of the time, with the same pages.
 
 Python does not search its many objects for cycles. ``sphinx-codeautolink`` reads only what is new
 of a page's code, where it reads all that stands above a block, for each block; and of a built page
-the blocks alone, where it takes apart the typeset formulas and pictures too.
+the blocks alone that have something to link, where it takes apart formulas and pictures, too.
 """
 
 import ast
 import gc
 import re
-from itertools import zip_longest
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
 from sphinx_codeautolink import extension
 from sphinx_codeautolink.extension import block
+from sphinx_codeautolink.extension.block import SourceTransform
 from sphinx_codeautolink.parse import ImportTrackerVisitor, Name
 
+TAG = re.compile("<[^>]*>")
 BLOCK = re.compile(r'<div class="[^"]*highlight-.*?</pre></div>\s*</div>', re.DOTALL)
 link_html = extension.link_html
 
@@ -37,14 +39,22 @@ class Reader:
         return self.visitor.accessed
 
 
-def link_blocks(document: str, out_dir: str, *args: Any, **kwargs: Any) -> None:
+def link_blocks(
+    document: str, out_dir: str, transforms: list[SourceTransform], *args: Any, **kwargs: Any
+) -> None:
     file = Path(out_dir) / f"{document}.html"
     page = file.read_text("utf-8")
-    file.write_text("\n".join(BLOCK.findall(page)), "utf-8")
-    link_html(document, out_dir, *args, **kwargs)
-    linked = BLOCK.findall(file.read_text("utf-8"))
-    parts = zip_longest(BLOCK.split(page), linked, fillvalue="")
-    file.write_text("".join(part for pair in parts for part in pair), "utf-8")
+    with_names = [transform for transform in transforms if transform.names]
+    sources = {transform.source.rstrip() for transform in with_names}
+
+    def is_one(block: str) -> bool:
+        return unescape(TAG.sub("", block)).rstrip() in sources
+
+    file.write_text("\n".join(filter(is_one, BLOCK.findall(page))), "utf-8")
+    link_html(document, out_dir, with_names, *args, **kwargs)
+    linked = iter(BLOCK.findall(file.read_text("utf-8")))
+    page = BLOCK.sub(lambda found: next(linked) if is_one(found[0]) else found[0], page)
+    file.write_text(page, "utf-8")
 
 
 def setup(_: Sphinx) -> dict[str, bool]:

@@ -46,14 +46,11 @@ def link_blocks(
     page = file.read_text("utf-8")
     with_names = [transform for transform in transforms if transform.names]
     sources = {transform.source.rstrip() for transform in with_names}
-
-    def is_one(block: str) -> bool:
-        return unescape(TAG.sub("", block)).rstrip() in sources
-
-    file.write_text("\n".join(filter(is_one, BLOCK.findall(page))), "utf-8")
+    blocks = [b for b in BLOCK.findall(page) if unescape(TAG.sub("", b)).rstrip() in sources]
+    file.write_text("\n".join(blocks), "utf-8")
     link_html(document, out_dir, with_names, *args, **kwargs)
-    linked = iter(BLOCK.findall(file.read_text("utf-8")))
-    page = BLOCK.sub(lambda found: next(linked) if is_one(found[0]) else found[0], page)
+    for before, linked in zip(blocks, BLOCK.findall(file.read_text("utf-8")), strict=True):
+        page = page.replace(before, linked, 1)
     file.write_text(page, "utf-8")
 
 

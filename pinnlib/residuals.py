@@ -132,13 +132,19 @@ def check_names(terms: Sequence[str]) -> None:
 
 
 def check_terms(names: Iterable[str], terms: Iterable[str]) -> None:
-    """Raise an error that says which names are missing or unknown, or that there are none."""
+    """Raise a ValueError that says which names are missing or unknown."""
     names, terms = list(names), list(terms)
-    if not all(isinstance(name, str) for name in names):
-        raise TypeError(f"losses have no names: pass a dictionary, with a loss for each of {terms}")
     missing, unknown = ([n for n in a if n not in b] for a, b in ((terms, names), (names, terms)))
     if missing or unknown:
         raise ValueError(
             f"terms {missing} are missing and {unknown} are unknown: pass exactly {terms}, "
             "at every step"
         )
+
+
+def check_by_name(losses: object, terms: Sequence[str]) -> None:
+    """Raise an error unless there is a loss for each of these terms, by name."""
+    if not isinstance(losses, Mapping):
+        names = list(terms)
+        raise TypeError(f"losses have no names: pass a dictionary, with a loss for each of {names}")
+    check_terms(losses, terms)

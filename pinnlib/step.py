@@ -12,7 +12,7 @@ from pinnlib.distributed import Sum, alone, check_alike, check_processes
 from pinnlib.gradients import is_finite
 from pinnlib.measuring import Measured, Measurement
 from pinnlib.parameters import accumulate, gradients_of, trainable, widths
-from pinnlib.residuals import Term, check_terms
+from pinnlib.residuals import Term, check_by_name
 from pinnlib.weighting import Balancer, ByTerm, Seen, State
 from pinnlib.weighting.balancer import as_balancer
 from pinnlib.weighting.rule import answer
@@ -166,7 +166,7 @@ class Step:
 
     def _look(self, batch: Batch) -> Measurement:
         balancer, values = self.balancer, self.terms_of(batch)
-        check_terms(values, balancer.terms)
+        check_by_name(values, balancer.terms)
         terms = {term: values[term] for term in balancer.terms}
         if self._sum is not None and not self._is_alike:  # at the start; then they stay alike
             kinds = [(name, isinstance(x, Tensor) or len(x)) for name, x in terms.items()]

@@ -72,12 +72,12 @@ def not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def refused() -> Callable[..., AbstractContextManager[None]]:
-    """Check that a block raises a ValueError and leaves objects bit for bit as they were."""
+    """Check that a block raises an error and leaves objects bit for bit as they were."""
 
     @contextmanager
-    def check(*objects: Any, match: str) -> Iterator[None]:
+    def check(*objects: Any, match: str, raises: type[Exception] = ValueError) -> Iterator[None]:
         before = [_snapshot(thing) for thing in objects]
-        with pytest.raises(ValueError, match=match):
+        with pytest.raises(raises, match=match):
             yield
         assert all(map(_identical, before, map(_snapshot, objects)))
 

@@ -607,6 +607,16 @@ def test_other_terms_are_refused(refused, make, names, message):
     make(three_losses(model), model, balancer)(batch())  # and goes on
 
 
+@pytest.mark.parametrize("form", [list, iter, sum], ids=["list", "generator", "total"])
+@pytest.mark.parametrize("make", BOTH.values(), ids=BOTH)
+def test_losses_without_names_are_refused(refused, make, form):
+    model, balancer = network(), GradientBalancer.simplified(TERMS)
+    take = make(lambda b: form([model(b["x"]).mean()] * 3), model, balancer)
+    message = r"no names: pass a dictionary, with a loss for each of \['data', 'initial', 'pde'\]"
+    with refused(model, balancer, raises=TypeError, match=message):
+        take(batch())
+
+
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("make", BOTH.values(), ids=BOTH)
 def test_a_term_without_gradient_is_refused(refused, make, every):

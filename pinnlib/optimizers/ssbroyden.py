@@ -139,8 +139,7 @@ class SSBroyden(OneGroup):
         """
         evaluate = torch.enable_grad()(closure)
         x = self._gather(self._params)
-        for p in self._params:
-            p.grad = None  # what another optimizer has left would hide that the closure writes none
+        self.zero_grad()  # what another optimizer has left would hide that the closure writes none
         loss, g = self._evaluate(evaluate, x)
         first = torch.as_tensor(loss, dtype=x.dtype)
         if all(p.grad is None for p in self._params):

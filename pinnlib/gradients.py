@@ -113,15 +113,15 @@ def is_finite(x: Tensor) -> Tensor:
 
 def check_finite(terms: Iterable[str], G: Tensor, step: int | None = None) -> None:
     """Raise a ValueError that names the first term with an infinite or undefined gradient."""
-    for term, row in zip(terms, G.detach().unbind(-2), strict=True):
-        if not is_finite(row).all():
-            bad = row[~row.isfinite()]
-            at = "" if step is None else f" at step {step}"
-            raise NotFiniteError(
-                f"gradient of loss {term!r}{at} has {bad.numel()} of {row.numel()} entries that "
-                f"are not finite, such as {bad[0].item()}: "
-                "lower the learning rate or check the derivatives"
-            )
+    if (infinite := ~is_finite(G.detach())).any():
+        k = int(infinite.nonzero()[:, -1].min())
+        row, at = G.detach()[..., k, :], "" if step is None else f" at step {step}"
+        bad = row[~row.isfinite()]
+        raise NotFiniteError(
+            f"gradient of loss {list(terms)[k]!r}{at} has {bad.numel()} of {row.numel()} entries "
+            f"that are not finite, such as {bad[0].item()}: "
+            "lower the learning rate or check the derivatives"
+        )
 
 
 def mean_abs(G: Tensor, used: Tensor | None = None) -> Tensor:

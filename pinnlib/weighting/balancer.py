@@ -177,13 +177,13 @@ class Balancer:
 
     def check_weights(self, weights: Tensor) -> None:
         """Raise a ValueError that names the first term whose weight is not finite."""
-        for term, weight in zip(self.terms, weights.unbind(-1), strict=True):
-            if not weight.isfinite().all():
-                raise NotFiniteError(
-                    f"weight of {term!r} at step {self.step} would be {weight.tolist()}: the rule "
-                    "met a negative or infinite size, or its average left the numbers; check "
-                    f"{self.rule}"
-                )
+        if (infinite := ~weights.isfinite()).any():
+            k = int(infinite.nonzero()[:, -1].min())
+            raise NotFiniteError(
+                f"weight of {self.terms[k]!r} at step {self.step} would be "
+                f"{weights[..., k].tolist()}: the rule met a negative or infinite size, or its "
+                f"average left the numbers; check {self.rule}"
+            )
 
     def commit(self, weights: Tensor, state: State, failed: Tensor) -> None:
         """Take over what a step has found out, at once."""

@@ -44,8 +44,8 @@ site: $(INSTALLED) ## build the website from the committed outputs (a minute)
 test: $(INSTALLED) ## check everything: style, types, website, package, text, every chapter
 	@$(MAKE) --no-print-directory -j2 lint site colab
 	@echo "Testing the package, the text, and every chapter (executed anew, several minutes) …"
-	@JUPYTER_PATH=$(CURDIR)/_build/environments/colab/share/jupyter $(BIN)/pytest -n logical --dist loadfile -rs \
-		--nbval --nbval-kernel-name colab chapters tests pinnlib --ignore tests/test_colab.py
+	@JUPYTER_PATH=$(CURDIR)/_build/environments/colab/share/jupyter $(BIN)/pytest -n logical --dist loadfile \
+		--no-loadscope-reorder -rs --nbval --nbval-kernel-name colab chapters tests pinnlib --ignore tests/test_colab.py
 
 colab: $(INSTALLED) ## install the package as the chapters do in Colab; make test executes them there
 	@echo "Testing the set-up cell in an environment like Colab's …"

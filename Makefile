@@ -9,9 +9,11 @@ VENV := .venv
 PEERS := .venv-peers
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-BOOK_TESTS := benchmarks book colab mutate my_pinn own_pinn playground release site sync
+BOOK_TESTS := benchmarks book cavity_runs colab mutate my_pinn own_pinn paper playground release site study sync
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 WANTED := --constraint constraints.txt --editable '.[book,test]'
+TEST_PACKAGE := $(BIN)/pytest -q -n logical --dist loadfile --no-loadscope-reorder tests pinnlib \
+	$(addprefix --ignore tests/test_, $(BOOK_TESTS:=.py))
 JUPYTER_BOOK := $(BIN)/jupyter-book build -q -W -n --keep-going
 
 # Chapters and tests run side by side, one a core: more threads in each would only get in the way.
@@ -22,7 +24,7 @@ export MALLOC_MMAP_THRESHOLD_ := 33554432
 # Modules are compiled when they are first imported, which most never are, and kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help book site test colab unit links test-peers refresh seeds benchmarks mutants stills lint repo-url clean
+.PHONY: help book site test colab unit package links test-peers refresh seeds benchmarks mutants stills lint repo-url clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -51,8 +53,11 @@ colab: $(INSTALLED) ## install the package as the chapters do in Colab; make tes
 	@echo "Testing the set-up cell in an environment like Colab's …"
 	@$(BIN)/pytest -q tests/test_colab.py
 
-unit: $(INSTALLED) ## test the package only (a minute)
-	@$(BIN)/pytest -q -n logical --dist loadfile --no-loadscope-reorder tests pinnlib $(addprefix --ignore tests/test_, $(BOOK_TESTS:=.py))
+unit: $(INSTALLED) ## test the package step by step, in one process (a minute)
+	@$(TEST_PACKAGE) --ignore tests/test_distributed.py -k 'not (recorded or inductor)'
+
+package: $(INSTALLED) ## test the package, recorded steps and several processes, too (two minutes)
+	@$(TEST_PACKAGE)
 
 links: $(INSTALLED) ## look for dead links out of the site (asks each, online)
 	@$(BIN)/python tools/chapters.py site --committed

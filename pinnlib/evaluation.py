@@ -151,7 +151,7 @@ def reference_values(problem: Problem, x: Tensor) -> Tensor:
     return u.to(x.device)
 
 
-def predict(model: Model, x: Tensor, m: int, hidden: int = 0) -> Tensor:
+def predict(model: Model, x: Tensor, m: int, hidden: int) -> Tensor:
     """What a model says at points ``(N, d)``: ``(N, m)``, or ``(M, N, m)`` for a stack.
 
     It may have ``hidden`` more outputs, the last ones, which are left out.

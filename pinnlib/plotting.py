@@ -59,7 +59,7 @@ def plot_solution(problem: Problem, model: Model, n: int = 100) -> Figure:
     if u.shape != (len(x), 1):
         raise ValueError(f"the reference has shape {tuple(u.shape)}: maps are drawn of one output")
     with torch.no_grad():
-        u_model = predict(model, x, 1)
+        u_model = predict(model, x, 1, hidden=0)
     if u_model.ndim != 2:
         raise ValueError(
             f"the prediction has shape {tuple(u_model.shape)}: pass one network, not a stack"

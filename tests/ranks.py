@@ -318,6 +318,12 @@ def losses_alone(rank: int, world: int) -> dict[str, Any]:
     return found
 
 
+def other_strides(rank: int, world: int) -> dict[str, Any]:
+    """The same matrix, by columns on one process and by rows on the others."""
+    x = torch.arange(6.0).reshape(2, 3)
+    return {"sum": sum_over_processes(x if rank else x.T.contiguous().T)}
+
+
 def train_alone(rank: int, world: int, reduce: Any = alone) -> dict[str, Any]:
     """Each process its own network, points, and rule, one of which draws random signs."""
     model, x = small(rank)
@@ -436,7 +442,7 @@ def _error(attempt: Callable[[], Any]) -> str:
 
 
 def checks(rank: int, world: int) -> dict[str, Any]:
-    parts = [trainings, not_finite, losses_alone]
+    parts = [trainings, not_finite, losses_alone, other_strides]
     if world == 2:
         parts += [without_reduce, not_with_reduce, differing, train_alone]
     return {part.__name__: part(rank, world) for part in parts}

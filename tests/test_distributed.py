@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -85,6 +86,12 @@ def test_losses_without_residuals_count_alike(found: Found, world: int) -> None:
         torch.testing.assert_close(share["G"], G, **EXACT)
         torch.testing.assert_close(share["weights"], weights, **EXACT)
         torch.testing.assert_close(share["grad"], (weights @ G)[None, :3], **EXACT)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_order_in_memory_makes_no_difference(found: Found, world: int) -> None:
+    for share in found("checks", world, "other_strides"):
+        assert torch.equal(share["sum"], torch.arange(6.0).reshape(2, 3) * world)
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -181,6 +188,20 @@ def test_differences_that_cancel_in_the_sum_are_noticed() -> None:
     for error in together(a, a, b, b):
         assert error is not None
         assert "differ in a and b" in error
+
+
+def test_what_is_compared_is_a_checksum_of_24_bits_sent_from_the_device() -> None:
+    sent: list[Tensor] = []
+    checksum = zlib.crc32(b"('a', 1)2.0") >> 8
+
+    def reduce(x: Tensor) -> Tensor:
+        sent.append(x)
+        return torch.tensor([1, checksum, checksum**2])
+
+    check_alike({"x": [("a", 1), 2.0]}, CPU, reduce)
+    assert sent[0].tolist() == [1, checksum, checksum**2]
+    check_alike({"x": [("a", 1), 2.0]}, torch.device("meta"), reduce)
+    assert sent[1].device.type == "meta"
 
 
 def test_copies_are_alike() -> None:

@@ -187,6 +187,18 @@ def test_points_have_the_precision_of_the_model_and_the_reference_float32_or_mor
     assert seen == [torch.promote_types(dtype, torch.float32), dtype]
 
 
+def test_the_grid_is_made_where_the_model_lives():
+    class Asked(Decay):
+        def grid(self, n, *, device, dtype):
+            where.append(device)
+            return super().grid(n, dtype=dtype)
+
+    where = []
+    relative_l2_errors(module(torch.exp, torch.float64), Asked())
+    ErrorOnGrid(Asked(), device="meta")
+    assert where == [torch.device("cpu"), "meta"]
+
+
 def test_error_in_float64_sees_what_float32_does_not():
     model = module(lambda x: (1 + 1e-10) * torch.exp(-x), torch.float64)
     error = relative_l2_error(model, Decay())
@@ -280,7 +292,7 @@ def test_reference_values_are_those_of_the_problem():
 
 def test_predictions_are_those_of_the_model():
     x = uniform([(0, 1)], 4, seeded())
-    assert torch.equal(predict(torch.sin, x, 1), torch.sin(x))
-    assert predict(times(1.0, 2.0), x, 1).shape == (2, 4, 1)
+    assert torch.equal(predict(torch.sin, x, 1, hidden=0), torch.sin(x))
+    assert predict(times(1.0, 2.0), x, 1, hidden=0).shape == (2, 4, 1)
     both = predict(lambda x: torch.cat([x, -x], dim=1), x, 1, hidden=1)
     assert torch.equal(both, x)

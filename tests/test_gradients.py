@@ -391,6 +391,12 @@ def test_mean_abs_does_not_overflow(dtype, size):
     assert torch.equal(mean_abs(G), G[:, 0])
 
 
+def test_each_row_has_its_own_mean_over_the_entries_that_it_uses():
+    used = torch.tensor([[True, False, False], [True, True, True]])
+    G = torch.tensor([[3.0, 0.0, 0.0], [1.0, -2.0, 6.0]])
+    assert mean_abs(G, used=used).tolist() == [3.0, 3.0]
+
+
 def test_mean_abs_over_few_of_many_entries_does_not_vanish_in_half_precision():
     used = torch.arange(200_000) < 2
     G = torch.where(used, 1e-4, 0.0).half()

@@ -32,7 +32,7 @@ from pinnlib import weighting
 from pinnlib.gradients import gradient_matrix
 from pinnlib.recording import Recorded
 from pinnlib.step import Step, balanced_backward, eager
-from pinnlib.weighting import Balancer, Follow, GradientBalancer, KernelTrace, Ratio
+from pinnlib.weighting import Balancer, Constant, Follow, GradientBalancer, KernelTrace, Ratio
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden", "not_compiled")
 
@@ -377,6 +377,25 @@ def test_compiled_like_eager_while_the_parameters_move(recorded_only):
             optimizer.step()
         runs.append((found, gradients(model)))
     torch.testing.assert_close(*runs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("run", [eager, Recorded])
+def test_a_rule_is_told_whether_it_is_recorded(run):
+    found = []
+
+    class Asking(Constant):
+        def __call__(self, seen, state):
+            found.append(seen.is_recorded)
+            return super().__call__(seen, state)
+
+    model = network()
+    Step(
+        quick_losses(model),
+        model,
+        Balancer(["data", "pde"], Asking({"data": 1.0, "pde": 1.0})),
+        run=run,
+    )(batch())
+    assert set(found) == {run is Recorded}
 
 
 def test_threads_do_not_meet():
@@ -895,6 +914,16 @@ def test_probes_need_residuals():
 
 
 # One of many processes
+
+
+def test_a_group_that_was_formed_after_the_step_is_noticed(refused, monkeypatch):
+    model, balancer = network(), GradientBalancer.simplified()
+    step = Step(quick_losses(model), model, balancer)
+    step(batch())
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with refused(model, balancer, match="this is one of 2 processes"):
+        step(batch())
 
 
 def test_processes_are_compared_at_the_first_step_only():

@@ -388,6 +388,10 @@ WRITTEN = {
         lambda u, u_t, x: u_t + u - u.mean(),
         "residual 'pde' of a network in a stack differs .* reduce over none of the first axes",
     ),
+    "a mean over a small batch": (
+        lambda u, u_t, x: 1e-6 * (u_t + u - u.mean()),
+        "residual 'pde' of a network in a stack differs .* reduce over none of the first axes",
+    ),
     "a shape from the front": (
         lambda u, u_t, x: (u_t + u).reshape(len(x), 1),
         r"of a network alone can be computed, those of a stack cannot: index columns as x\[..., :1",
@@ -404,6 +408,10 @@ def test_residuals_that_mix_the_networks_are_refused(case):
     pde, message = WRITTEN[case]
     with pytest.raises(ValueError, match=message):
         train_many(Own(pde), CONSTANT, seeds=[0, 1, 2], steps=1, network=curve_network)
+
+
+def test_residuals_that_are_zero_pass():
+    train_many(Own(lambda u, u_t, x: 0 * u), CONSTANT, seeds=[0, 1], steps=1, network=curve_network)
 
 
 def test_residuals_that_are_random_pass():

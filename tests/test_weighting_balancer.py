@@ -153,9 +153,10 @@ def test_a_rule_of_one_s_own_sees_everything():
         return seen.weights * seen.losses * seen.G.sum(dim=-1).requires_grad_()
 
     balancer = Balancer(["a", "b"], Own(look))
-    G, losses = rows(1.0, 2.0), torch.tensor([2.0, 4.0])
+    G, losses = rows(1.0, 2.0).requires_grad_(), torch.tensor([2.0, 4.0])
     for _ in range(2):
         weights = balancer.update(G, losses)
+        assert not found["G"].requires_grad
     assert weights.tolist() == [4.0, 64.0]
     assert (weights.dtype, weights.requires_grad) == (torch.float64, False)
     assert found["terms"] == ("a", "b")
@@ -163,6 +164,7 @@ def test_a_rule_of_one_s_own_sees_everything():
     assert torch.equal(found["losses"], losses)
     assert torch.equal(found["G"], G)
     assert balancer.target(G, losses).tolist() == [8.0, 512.0]
+    assert not found["G"].requires_grad
 
 
 # Errors
@@ -205,6 +207,13 @@ def test_a_rule_s_weights_are_finite(refused, value, k):
         balancer.update(rows(1.0, 2.0))
     with pytest.raises(NotFiniteError):
         balancer.update(rows(1.0, 2.0))
+
+
+def test_of_a_stack_the_first_term_is_named():
+    weights = torch.ones(3, 2)
+    weights[2, 1] = math.inf
+    with pytest.raises(NotFiniteError, match=r"weight of 'pde' .* would be \[1.0, 1.0, inf\]"):
+        Balancer(["data", "pde"], Own(lambda seen: weights)).update(torch.ones(3, 2, 4))
 
 
 @pytest.mark.parametrize(
@@ -285,6 +294,10 @@ def test_place_moves_all_that_is_remembered():
     found = [balancer.weights, balancer.failed, *balancer.state.values()]
     assert {x.device.type for x in found} == {"meta"}
     assert [x.dtype for x in found] == [torch.float64, torch.int64, torch.float64, torch.int64]
+    balancer = balancer_of()
+    balancer.place((), torch.device("meta"))
+    balancer.place((3,), torch.device("meta"))
+    assert (balancer.failed.shape, balancer.failed.device.type) == ((3,), "meta")
 
 
 def test_a_failed_step_is_told_when_somebody_asks():
@@ -305,6 +318,9 @@ def test_a_failed_step_is_told_when_somebody_asks():
 def test_a_saved_state_is_a_copy():
     balancer = Balancer(["data", "pde"], Follow(Ratio(), warm_start=True))
     balancer.update(rows(1.0, 8.0))
-    before = balancer.state["first"].clone()
-    balancer.state_dict()["state"]["first"].zero_()
-    assert torch.equal(balancer.state["first"], before)
+    weights, first = balancer.weights.clone(), balancer.state["first"].clone()
+    saved = balancer.state_dict()
+    saved["weights"].zero_()
+    saved["state"]["first"].zero_()
+    assert torch.equal(balancer.weights, weights)
+    assert torch.equal(balancer.state["first"], first)

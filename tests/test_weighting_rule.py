@@ -1,9 +1,12 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
-from helpers import rows
+from helpers import rows, seeded
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pinnlib.weighting import Balancer, Rule, Seen
-from pinnlib.weighting.rule import answer
+from pinnlib.weighting.rule import answer, check_number, is_recording
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
 
@@ -89,3 +92,41 @@ def test_an_answer_that_is_no_weights_is_refused():
     for found in ((torch.ones(2),), (torch.ones(2), None), (torch.ones(2), {}, {})):
         with pytest.raises(TypeError, match=r"let it return \(weights, state\)"):
             answer(Answers(*found), seen, {})
+
+
+def test_a_part_of_a_stack_is_what_each_of_its_networks_shows():
+    G, losses = torch.rand(3, 2, 4, generator=seeded()), torch.rand(3, 2, generator=seeded(1))
+    used = torch.rand(2, 4, generator=seeded(2)) > 0.5
+    whole = Seen(
+        ["a", "b"],
+        torch.ones(3, 2),
+        losses=losses,
+        rows=lambda: (G, used),
+        probes=lambda key: key * G,
+    )
+    part, mine = whole.part(slice(1, 3)), slice(1, 3)
+    assert torch.equal(part.probe(torch.tensor(2)), 2 * G[mine])
+    assert torch.equal(part.losses, losses[mine])
+    assert torch.equal(part.G, G[mine])
+    assert part.used is used
+    assert (part.terms, part.weights.shape, part.is_recorded) == (("a", "b"), (2, 2), False)
+    whole.is_recorded = True
+    assert whole.part(mine).is_recorded
+    with pytest.raises(ValueError, match="this rule looks at the losses"):
+        _ = Seen(["a"], torch.ones(3, 1)).part(mine).losses
+
+
+def test_is_recording_is_true_while_operations_are_recorded():
+    found = []
+    make_fx(lambda x: found.append(is_recording()) or x + 1)(torch.ones(1))
+    assert found == [True]
+    assert not is_recording()
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [(0.5, None), (1, None), (-1.0, ValueError), (True, TypeError), ("1", TypeError)],
+)
+def test_a_number_is_what_is_wanted_or_refused_by_name(value, error):
+    with pytest.raises(error, match=rf"alpha is {value!r}: pass it") if error else nullcontext():
+        check_number("alpha", value, lambda x: x > 0, "it")

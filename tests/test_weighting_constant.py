@@ -105,6 +105,12 @@ def test_numbers_stay_on_the_cpu_whatever_the_default_device():
     assert found.tolist() == [2.0, 3.0]
 
 
+def test_weights_of_a_stack_go_where_the_gradients_live():
+    seen = Seen(["data", "pde"], torch.ones(1, 2, device="meta"))
+    weights, _ = Constant({"data": 1.0, "pde": torch.tensor([2.0])})(seen, {})
+    assert (weights.device, weights.dtype) == (seen.weights.device, torch.float32)
+
+
 def test_weights_are_cut_from_the_graph_they_came_with():
     pde = torch.tensor([2.0], requires_grad=True)
     rule = Constant({"data": torch.tensor(1.0, requires_grad=True), "pde": 3 * pde})

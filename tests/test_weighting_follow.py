@@ -288,3 +288,4 @@ def test_an_infinite_target_is_an_error_that_bounds_do_not_hide():
         balancer.update(rows(1.0, 1.0), torch.tensor([1.0, 2.0]))
     with pytest.raises(NotFiniteError, match="weight of 'data' at step 1"):
         balancer.update(rows(1.0, 1.0), torch.tensor([3.0, 1.0]))
+    assert balancer.target(rows(1.0, 1.0), torch.tensor([1.0, 2.0])).tolist() == [1.0, math.inf]

@@ -56,6 +56,7 @@ def test_what_cannot_be_balanced_is_undefined_and_what_is_wrong_infinite(dtype):
     largest = torch.finfo(dtype).max
     for R, expected in [
         (1e30, [1e30, math.nan, math.nan if dtype == torch.float32 else 1e60] + [math.inf] * 3),
+        (largest, [largest, math.nan, math.nan] + [math.inf] * 3),
         (0.0, [0.0, math.nan, 0.0] + [math.inf] * 3),
         (-1.0, [math.inf] * 6),
         (math.nan, [math.inf] * 6),

@@ -46,6 +46,8 @@ def test_each_network_has_the_weights_of_its_own_balancer(resumed):
             expected = balancer.update(G[mine], losses=losses[mine])
             torch.testing.assert_close(found[mine], expected.expand(2, 2), rtol=1e-12, atol=0)
     assert [str(b.state_dict()) for b in kinds] == [str(state) for state in before]
+    step = together.state["step"]
+    assert (step.item(), step.dtype) == (9, torch.int64)
 
 
 @pytest.mark.parametrize(("count", "share"), [(0, 1), (2, 0), (1, -1)])
@@ -54,11 +56,18 @@ def test_nobody_is_refused(count, share):
         SideBySide([KINDS["simplified"]()] * count, share)
 
 
-def test_another_stack_is_refused():
+def test_another_stack_is_refused(refused):
     balancer = Balancer(TERMS, SideBySide([KINDS["simplified"]()], share=3))
-    with pytest.raises(ValueError, match=r"the stack is \(4,\), and the shares add up to 3"):
-        balancer.update(torch.ones(4, 2, 5))
-    assert balancer.step == 0
+    with refused(balancer, match=r"the stack is \(4,\), and the shares add up to 3"):
+        balancer.place((4,), torch.device("cpu"))  # before any step
+    with refused(balancer, match=r"the stack is \(\), and the shares add up to 3"):
+        balancer.update(torch.ones(2, 5))
+
+
+def test_the_state_lives_where_the_weights_do():
+    rule = SideBySide([KINDS["bounded"]()], share=1)
+    state = rule.start(TERMS, torch.ones(1, 2, device="meta"))
+    assert [x.device.type for x in state.values()] == ["meta"] * 2
 
 
 def test_other_terms_are_refused():

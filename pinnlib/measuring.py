@@ -56,8 +56,8 @@ class Measurement:
         """``(…, K)``"""
         self.G: Tensor | None = None
         """``(…, K, P)``, once measured."""
-        self.used: list[list[bool]] = []
-        """Whether a term, or the weighted sum, uses a parameter."""
+        self.used: list[list[bool]]
+        """Whether a term, or the weighted sum, uses a parameter, once measured."""
 
     def rows(self) -> tuple[Tensor, Tensor | None]:
         """The gradient matrix that a rule may look at, and the entries that each term uses."""

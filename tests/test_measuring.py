@@ -175,7 +175,10 @@ def test_probes_are_signed_sums_of_residual_gradients():
     sizes = [found.probes(torch.tensor(key)).square().sum(-1) for key in range(300)]
     mean = torch.stack(sizes).mean(0)
     torch.testing.assert_close(mean, torch.tensor(expected).double(), rtol=0.25, atol=0.0)
-    assert torch.equal(found.probes(torch.tensor(7)), found.probes(torch.tensor(7)))
+    probe = found.probes(torch.tensor(7))
+    assert torch.equal(probe, found.probes(torch.tensor(7)))
+    found.width = 60
+    assert torch.equal(probe[:, :60], found.probes(torch.tensor(7)))
     found.rows()  # the graph was kept for them
 
 
@@ -188,6 +191,7 @@ def test_combining_over_scales(exponents):
     torch.testing.assert_close(combine(weights, scaled), 2 * G[0] + 3 * G[1])
     narrow = combine(weights.float(), scaled.float())  # where the device has no double precision
     torch.testing.assert_close(narrow, (2 * G[0] + 3 * G[1]).float())
+    assert combine(weights.float(), scaled.bfloat16()).dtype == torch.bfloat16
     stacked = combine(torch.stack([weights, 2 * weights]), torch.stack([scaled, scaled]))
     torch.testing.assert_close(stacked[1], 2 * stacked[0])
 
@@ -211,6 +215,13 @@ def test_processes_that_hold_the_same_points_are_one():
             found, expected = (step({"x": points(seed=seed)}) for step in reversed(steps))
             torch.testing.assert_close(found, expected)
             torch.testing.assert_close(*map(gradients, models))
+
+
+def test_a_share_counts_points():
+    """Three points here and six elsewhere, whose residuals vanish."""
+    a, more = theta(2.0), iter([6.0, 0.0])
+    found = Measurement({"x": [a * torch.ones(3, 1)]}, [a], 1, (), lambda x: x + next(more))
+    torch.testing.assert_close(found.losses, torch.tensor([4 / 3], dtype=torch.float64))
 
 
 def test_what_does_not_go_with_processes():

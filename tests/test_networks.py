@@ -8,6 +8,7 @@ from helpers import default_dtype, drawn, seeded
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pinnlib import networks
 from pinnlib.networks import MLP, FourierFeatures, GatedMLP, OutputTransform
 
 pytestmark = pytest.mark.usefixtures("nothing_hidden")
@@ -103,6 +104,7 @@ def test_numbers_depend_on_the_generator_only(build):
 def test_domain_is_saved_but_not_trained(generator, build):
     model = build(generator)
     assert {"low", "high"} <= set(model.state_dict())
+    assert all(x.is_contiguous() for x in model.state_dict().values())  # or some formats refuse
     assert model.low.tolist() == [-1.0, 0.0]
     assert model.high.tolist() == [3.0, 0.5]
     assert not {"low", "high", "frequencies"} & {name for name, _ in model.named_parameters()}
@@ -123,6 +125,7 @@ def test_device_is_that_of_the_generator(generator, build):
     with torch.device("meta"):  # a default device must not split the module
         model = build(generator)
     assert {value.device.type for value in model.state_dict().values()} == {"cpu"}
+    assert networks._OnDomain(DOMAIN, torch.device("meta")).low.is_meta
 
 
 @OF_EACH

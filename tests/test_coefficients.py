@@ -51,9 +51,10 @@ def test_the_network_computes_what_it_did():
         torch.testing.assert_close(a, b)
 
 
-def test_coefficients_have_the_dtype_of_the_network():
+def test_coefficients_have_the_dtype_and_device_of_the_network():
     assert wrapped(k=1.0).log_shares.dtype == torch.float64
     assert WithCoefficients(nn.Identity(), k=1.0).log_shares.dtype == torch.float32
+    assert WithCoefficients(network().to("meta"), k=1.0).log_shares.is_meta
 
 
 def test_a_stack_has_a_coefficient_for_each_network():

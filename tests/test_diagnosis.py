@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given
 from torch import Tensor, nn
 
 from pinnlib.diagnosis import Diagnosis, diagnose
+from pinnlib.findings import as_text
 from pinnlib.gradients import gradient_matrix
 from pinnlib.problems import KleinGordon
 from pinnlib.slips import CUT
@@ -149,8 +151,16 @@ def test_sizes_whose_squares_leave_the_numbers() -> None:
 def test_single_precision_is_measured_in_double() -> None:
     parameter = theta(1.0, 1.0, dtype=torch.float32)
     found = diagnose(lambda: {"a": 1e-30 * parameter.sum(), "b": parameter[0]}, [parameter])
-    assert {x.dtype for x in (found.losses, found.norms, found.cosines)} == {torch.float64}
+    measured = [x for x in vars(found).values() if isinstance(x, Tensor)]
+    assert {x.dtype for x in measured} == {torch.float64}
     torch.testing.assert_close(found.norms[0, 0].item(), 1e-30 * math.sqrt(2), rtol=1e-6, atol=0)
+
+
+def test_a_diagnosis_stays_as_it_is_and_equals_itself_only() -> None:
+    found = look({"a": [1.0, 2.0], "b": [3.0, 4.0]})
+    assert found != look({"a": [1.0, 2.0], "b": [3.0, 4.0]})
+    with pytest.raises(FrozenInstanceError):
+        found.terms = ()  # type: ignore[misc]
 
 
 # Words
@@ -198,9 +208,14 @@ def test_says_that_two_terms_are_opposed() -> None:
 def test_says_that_all_batches_are_the_same() -> None:
     parameter = theta(1.0)
     fixed = diagnose(lambda: {"a": parameter.sum(), "b": 2 * parameter.sum()}, [parameter])
+    assert fixed.losses.shape == (10, 2)
     assert fixed.findings[-1].startswith("all batches gave the same losses")
     once = diagnose(lambda: {"a": parameter.sum()}, [parameter], batches=1)
     assert once.findings == ()
+    assert "all batches" in look({"a": [1.0]}, {"a": [2.0]}).findings[0]  # as few as two
+    values = iter([1.0, 2.0])
+    found = diagnose(lambda: {"a": next(values) * parameter.sum()}, [parameter], batches=2)
+    assert found.findings == ()
 
 
 def test_says_which_parameters_nobody_uses() -> None:
@@ -456,7 +471,7 @@ def test_text_and_html_show_the_same() -> None:
     found = look(
         {"<b>": [1.0, 0.0], "pde & co": [3.0, 4.0]},
         {"<b>": [1.0, 1.0], "pde & co": [-3.0, -4.0]},
-        weights={"<b>": 2.0, "pde & co": 20.0},
+        weights={"<b>": 1.0, "pde & co": 20.0},
     )
     page = BeautifulSoup(found._repr_html_(), "html.parser")
     assert page.find("b") is None
@@ -492,6 +507,12 @@ def test_columns_stand_one_below_the_other() -> None:
         "  a             0          1         1         1      100%",
         "  long name     0   1.23e+03  1.23e+03  1.23e+03        0%",
     ]
+
+
+def test_findings_fill_eighty_columns() -> None:
+    """With eleven words of six letters, but not with thirteen of five."""
+    told = as_text([], ["abcdef " * 12, "abcde " * 14])
+    assert [len(line) for line in told.splitlines()] == [8, 80, 10, 75, 15]
 
 
 def test_a_dash_where_nothing_was_measured() -> None:

@@ -270,6 +270,11 @@ def test_one_loss_that_vanishes_keeps_no_loss_weight():
     assert found[-1].tolist() == [0.0, 1.0]
 
 
+def test_a_loss_that_rises_beyond_all_numbers_has_all_the_weight():
+    found = weights_over(ReLoBRaLo(alpha=1.0), [[1e-300, 1.0], [1e300, 1.0]])
+    assert found[-1].tolist() == [2.0, 0.0]
+
+
 @every_rule
 def test_a_stack_is_weighed_as_its_networks_one_by_one(rule):
     steps = torch.rand(6, 4, 3, generator=seeded(), dtype=torch.float64)

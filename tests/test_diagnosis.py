@@ -148,11 +148,12 @@ def test_sizes_whose_squares_leave_the_numbers() -> None:
         assert found.outvoted.tolist() == [1, 0]
 
 
-def test_single_precision_is_measured_in_double() -> None:
+def test_single_precision_is_measured_in_double_on_the_cpu() -> None:
     parameter = theta(1.0, 1.0, dtype=torch.float32)
-    found = diagnose(lambda: {"a": 1e-30 * parameter.sum(), "b": parameter[0]}, [parameter])
+    with torch.device("meta"):  # a default device must not split the numbers
+        found = diagnose(lambda: {"a": 1e-30 * parameter.sum(), "b": parameter[0]}, [parameter])
     measured = [x for x in vars(found).values() if isinstance(x, Tensor)]
-    assert {x.dtype for x in measured} == {torch.float64}
+    assert {(x.dtype, x.device.type) for x in measured} == {(torch.float64, "cpu")}
     torch.testing.assert_close(found.norms[0, 0].item(), 1e-30 * math.sqrt(2), rtol=1e-6, atol=0)
 
 
@@ -293,6 +294,7 @@ def test_finds_a_slip_and_measures_the_other_term(term: Any, words: str) -> None
         assert found.alignment.tolist() == [1, 1]
         assert found.outvoted[0] == 0
         assert found.outvoted[1].isnan()
+        assert found.cosines.isnan().tolist() == [[[False, True], [True, True]]] * 2
     assert str(found)
     assert found._repr_html_()
 
@@ -346,6 +348,13 @@ def test_both_slips_of_a_term_are_told_once_each() -> None:
     assert CUT in first
     assert "adds or subtracts" in second
     assert not any(CUT in finding or "adds or subtracts" in finding for finding in rest)
+
+
+def test_a_slip_is_told_beside_the_error_that_comes_of_it() -> None:
+    model, x = curve(), points(5, 1)
+    slip, error = diagnose(lambda: {"pde": [model(x) - x[:, 0]]}, model).findings
+    assert slip.startswith("'pde' adds or subtracts (5, 1) and (5,)")
+    assert error.startswith("residual 'pde[0]' has shape (5, 5)")
 
 
 def test_says_in_how_many_batches() -> None:

@@ -141,7 +141,7 @@ def diagnose(
     losses, sizes, norms, cosines, aligned = (
         torch.stack(parts) for parts in zip(*seen, strict=True)
     )
-    scale = Balancer(terms, weights or dict.fromkeys(terms, 1.0)).target(losses.T)  # of any matrix the same
+    scale = Balancer(terms, weights or dict.fromkeys(terms, 1.0)).target(losses.T)  # of any matrix
     # What has no gradient has no say. This form needs no squares, which could overflow.
     pulls = ((scale * norms).nan_to_num(0)[:, None] @ cosines.nan_to_num(0)).squeeze(1)
     outvoted = (pulls < 0).double().where(norms.isfinite(), torch.nan).nanmean(dim=0)

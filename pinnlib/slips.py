@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from typing import Any
 
 import torch
@@ -37,9 +37,9 @@ class Slips(TorchFunctionMode):
         super().__init__()
         self._marks: MutableMapping[Tensor, dict[str, None]] = WeakTensorKeyDictionary()
 
-    def of(self, term: Term) -> list[str]:
+    def of(self, term: Term) -> Iterable[str]:
         """What went wrong in a term, its loss or its residuals."""
-        return list(self._merged([x for _, x in leaves(term) if isinstance(x, Tensor)]))
+        return self._merged([x for _, x in leaves(term) if isinstance(x, Tensor)])
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

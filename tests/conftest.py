@@ -66,7 +66,11 @@ def nothing_hidden(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
 @pytest.fixture
 def recorded_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Record, but spare the C++ compiler, which takes seconds: for tests of all the rest."""
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    compile = functools.partial(torch.compile, backend="aot_eager")
+    # Its options are for the C++ compiler: any other says that it ignores them.
+    monkeypatch.setattr(
+        torch, "compile", lambda function, options=None, **rest: compile(function, **rest)
+    )
 
 
 @pytest.fixture

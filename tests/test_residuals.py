@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pinnlib.residuals import (
+    check_by_name,
     check_differentiable,
     check_finite_losses,
     check_names,
@@ -144,3 +145,12 @@ def test_terms_have_the_names_that_they_should():
         check_terms(iter(["PDE", "data", "x"]), iter(["data", "pde"]))
     with pytest.raises(ValueError, match=r"and \[0, 1\] are unknown: .*\['data', 'pde'\]"):
         check_terms([0, 1], ["data", "pde"])
+
+
+def test_losses_come_by_name():
+    check_by_name({"pde": 1.0, "data": 2.0}, ("data", "pde"))
+    for losses in (torch.ones(2), [1.0, 2.0], ["data", "pde"]):
+        with pytest.raises(TypeError, match=r"no names: .* a loss for each of \['data', 'pde'\]"):
+            check_by_name(losses, ("data", "pde"))
+    with pytest.raises(ValueError, match=r"terms \['pde'\] are missing and \[\] are unknown"):
+        check_by_name({"data": 1.0}, ("data", "pde"))

@@ -367,7 +367,7 @@ def test_what_is_not_finite_never_comes_to_the_solver(bad, refused):
         found = terms(batch)
         return found | {"initial": [found["initial"][0] * bad]}
 
-    balancer = Balancer(TERMS, Gramian(UPGradWeighting()))
+    balancer = Balancer(TERMS, Gramian(lambda A: pytest.fail("the solver was asked")))
     with refused(balancer, model, match="loss 'initial' is (nan|inf)"):
         Step(spoiled, model, balancer)({"x": points()})
 

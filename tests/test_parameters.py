@@ -144,6 +144,11 @@ def test_used_columns_are_those_of_the_parameters_that_a_term_uses():
     assert torch.equal(used, again)
 
 
+def test_used_columns_lie_where_the_parameters_do():
+    used = used_columns([[True, False]], [torch.ones(2, device="meta"), theta(1.0).to("meta")])
+    assert (used.device.type, used.shape) == ("meta", (1, 3))
+
+
 def test_used_columns_are_none_where_every_term_uses_all():
     assert used_columns([[True, True], [True, True]], [torch.ones(1), torch.ones(2)]) is None
 

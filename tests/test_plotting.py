@@ -324,7 +324,7 @@ def test_histograms_refuse(snapshots, message):
 def test_film_moves_and_its_still_is_the_last_frame():
     figure = plt.figure(figsize=(1, 0.5), dpi=100)
     grey = np.linspace(0.2, 1, 4)
-    film = Film(figure, lambda i: figure.set_facecolor(str(grey[i])), 4, alt='<"grey">', fps=10)
+    film = Film(figure, lambda i: figure.set_facecolor(str(grey[i])), 4, alt='<"grey">', fps=7)
     assert plt.get_fignums() == []
     with Image.open(BytesIO(film.moving)) as moving, Image.open(BytesIO(film.still)) as still:
         assert (moving.size, moving.n_frames, still.n_frames) == ((100, 50), 4, 1)
@@ -332,7 +332,7 @@ def test_film_moves_and_its_still_is_the_last_frame():
             moving.seek(i)
             level = np.asarray(moving.convert("L"))
             assert level == pytest.approx(255 * grey[i], abs=4)
-            assert moving.info["duration"] == 100
+            assert (moving.info["duration"], moving.info["loop"]) == (142, 0)  # without end
         assert np.asarray(still.convert("L")) == pytest.approx(255, abs=4)
     moving, still = (b64encode(picture).decode() for picture in (film.moving, film.still))
     assert film._repr_html_() == (
@@ -382,6 +382,18 @@ def test_film_has_frames_of_one_size_whatever_the_style():
         film = Film(figure, lambda i: ax.set_title("A long title" * i), 2, alt="A title grows.")
     with Image.open(BytesIO(film.moving)) as moving:
         assert moving.size == (100, 100)
+
+
+def test_film_lays_its_figure_out_once_so_that_nothing_jumps():
+    figure, ax = plt.subplots(figsize=(2, 2), layout="constrained")
+    places = []
+
+    def draw(frame):
+        places.append(ax.get_position().bounds)
+        ax.set_title("\n" * frame)
+
+    Film(figure, draw, 3, alt="A title grows.")
+    assert places[0] != places[1] == places[2]
 
 
 def test_film_may_have_one_frame_a_second_and_no_more():

@@ -265,6 +265,8 @@ def test_histograms_show_the_logarithms_of_sizes():
         for patch, term in ((data, "data"), (pde, "pde")):
             assert patch.get_facecolor() == to_rgba(COLORS[term], 0.6)
     figure.canvas.draw()
+    data, pde = (text.get_window_extent() for text in figure.legends[0].texts)
+    assert data.x1 < pde.x0  # side by side
 
 
 def test_histograms_show_each_step_with_its_own_values():
@@ -413,5 +415,6 @@ def test_dots_have_a_row_a_method_and_a_stroke_at_the_median():
     assert [line.get_color() for line in ax.lines] == [COLORS["bounded"]] * 2 + ["#555555"] * 2
     assert [line.get_marker() for line in ax.lines] == ["o", "|"] * 2
     assert [label.get_text() for label in ax.get_yticklabels()] == ["bounded", "other"]
+    assert {tick.get_markersize() for tick in ax.get_yticklines()} == {0}
     assert ax.get_xscale() == "log"
     assert ax.get_ylim() == (1.5, -0.5)  # the first on top

@@ -188,6 +188,8 @@ def look(page: Page, screen: dict[str, Any]) -> None:
 def test_everybody_can_read_it(browser: Browser, page_name: str) -> None:
     with visit(browser, SITE.as_uri() + "/", page_name, **SCREENS[0]) as (page, trouble):
         read(page)
+        page.add_style_tag(content="main * {content-visibility: visible !important}")
+        page.evaluate("() => { dispatchEvent(new Event('resize')) }")
         for screen in SCREENS:
             look(page, screen)
             widths = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
@@ -326,6 +328,21 @@ def test_page_is_light(page_name: str) -> None:
     images = {url for a, url in links(page_name) if a.name == "img" and url.startswith(HERE)}
     own = {SITE / url.removeprefix(HERE) for url in images}
     assert sum(path.stat().st_size for path in {SITE / page_name, *own}) < 2e6
+
+
+def test_what_is_far_from_the_screen_is_not_laid_out(browser: Browser, server: str) -> None:
+    phone = {"viewport": {"width": 375, "height": 667}}
+    is_laid_out = "e => e.checkVisibility({contentVisibilityAuto: true})"
+    with visit(browser, server, "chapters/03_balanced_trainer.html", **phone) as (page, _):
+        boxes = page.locator(".bd-article pre")
+        shown = boxes.evaluate_all(f"boxes => boxes.filter({is_laid_out}).length")
+        assert shown < boxes.count() / 3
+        code = page.locator(".bd-article div.cell:not(:has(details)) pre").last
+        assert not code.evaluate(is_laid_out)
+        code.scroll_into_view_if_needed()
+        assert code.evaluate(is_laid_out)
+        page.wait_for_function("e => e.scrollWidth > e.clientWidth", arg=code.element_handle())
+        page.wait_for_function("e => e.tabIndex == 0", arg=code.element_handle(), timeout=5000)
 
 
 @pytest.mark.parametrize("page_name", PAGES)

@@ -111,12 +111,13 @@ def test_a_closure_that_draws_points_is_refused(make, size):
     assert (x < 10).all()
 
 
-def test_rounding_is_no_difference():
-    once = torch.tensor([1.0, 1e-12], dtype=torch.float64)
+@pytest.mark.parametrize("size", [1e-12, 1.0, 1e5])
+def test_rounding_is_no_difference(size):
+    once = size * torch.tensor([1.0, 1e-12], dtype=torch.float64)
     check_repeats("losses", once, once * (1 + 1e-9), DRAW)
     check_repeats("losses", 0 * once, 0 * once, DRAW)
     for again in (once * (1 + 1e-7), -once, once[:1]):
-        with pytest.raises(ValueError, match=r"two different losses .* norms 1 and 1"):
+        with pytest.raises(ValueError, match=f"two different losses .* norms {size:g} and {size:g}"):
             check_repeats("losses", once, again, DRAW)
 
 

@@ -156,12 +156,7 @@ def _gradient(
     if not (y.requires_grad and inputs):
         return [torch.zeros_like(x) for x in inputs]
     return torch.autograd.grad(
-        y,
-        inputs,
-        retain_graph=True,
-        create_graph=create_graph,
-        allow_unused=True,
-        materialize_grads=True,
+        y, inputs, retain_graph=True, create_graph=create_graph, materialize_grads=True
     )
 
 

@@ -201,6 +201,16 @@ def test_damping_falls_where_the_model_holds_and_grows_where_it_does_not():
     assert abs(x.item()) < 30
 
 
+def test_damping_follows_the_gain():
+    optimizer, x, closure = run(lambda x: x[:, None].atan(), [1.3], max_iter=1)
+    optimizer.step(closure)
+    before, after = math.atan(1.3) ** 2, math.atan(x.item()) ** 2
+    gain = (before - after) / (before * (1 + 2 * FIRST) / (1 + FIRST) ** 2)
+    assert 0 < gain < 0.5
+    expected = FIRST * (1 - (2 * gain - 1) ** 3)
+    assert optimizer.state[x]["damping"] == pytest.approx(expected)
+
+
 def test_each_step_lowers_the_loss_and_max_iter_counts_them():
     optimizer, x, closure = run(rosenbrock, [-1.2, 1.0, 0.4], max_iter=1)
     losses = [optimizer.step(closure).item() for _ in range(10)]
@@ -345,6 +355,15 @@ def test_after_a_stall_the_next_call_starts_anew():
     assert optimizer.state[x]["damping"] == FIRST
     optimizer.step(lambda: {"all": [x[:, None] - 3]})
     assert x.item() == 3
+
+
+def test_a_jacobian_may_be_as_large_as_the_largest(monkeypatch):
+    monkeypatch.setattr("pinnlib.optimizers.gauss_newton.MOST", 2)
+    optimizer, _, closure = run(rosenbrock, [-1.2, 1.0])
+    optimizer.step(closure)
+    optimizer, _, closure = run(rosenbrock, [-1.2, 1.0, 0.4])
+    with pytest.raises(ValueError, match="4 residuals, 3 parameters: the Jacobian would take"):
+        optimizer.step(closure)
 
 
 def test_wrong_terms_and_weights_are_refused():

@@ -76,15 +76,14 @@ def test_parameters_are_one_vector():
     ]  # fmt: skip
 
 
-def squares(optimizer, x, draw, zero_grad=True):
+def squares(optimizer, x, draw):
     """The closure of either optimizer, for sums of squares with factors that are drawn."""
 
     def residuals():
         return draw()[:, None] * (x - 0.5)
 
     def total():
-        if zero_grad:
-            optimizer.zero_grad()
+        optimizer.zero_grad()
         loss = residuals().square().mean()
         loss.backward()
         return loss
@@ -119,17 +118,6 @@ def test_rounding_is_no_difference(size):
     for again in (once * (1 + 1e-7), -once, once[:1]):
         with pytest.raises(ValueError, match=f"different losses .* norms {size:g} and {size:g}"):
             check_repeats("losses", once, again, DRAW)
-
-
-def test_gradients_that_add_up_are_refused():
-    x = parameter(3)
-    optimizer = SSBroyden([x])
-    factors = torch.arange(1.0, 5.0).double()
-    with pytest.raises(ValueError, match=r"gradients.* call zero_grad in it"):
-        optimizer.step(squares(optimizer, x, lambda: factors, zero_grad=False))
-    assert (x == 0).all()
-    optimizer.step(squares(optimizer, x, lambda: factors))
-    assert (x != 0).all()
 
 
 @pytest.mark.parametrize("make", [SSBroyden, gauss_newton])

@@ -13,12 +13,12 @@ from helpers import (
     points,
     seeded,
 )
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pinnlib import GradientBalancer, Step
 from pinnlib.optimizers import SSBroyden
-from pinnlib.optimizers.ssbroyden import broyden, scaling
+from pinnlib.optimizers.ssbroyden import broyden, expected, scaling
 from pinnlib.optimizers.wolfe import CURVATURE, DECREASE, search
 from pinnlib.residuals import NotFiniteError
 
@@ -86,6 +86,7 @@ def test_an_update_keeps_the_secant_equation_and_stays_positive(n, seed, size, s
 
 
 @given(st.floats(1e-3, 1e3), st.floats(1.0, 1e3), st.integers(2, 900))
+@example(0.5, 3.0, 2)
 def test_scaling_is_the_published_formula(b, product, n):
     h = product / b
     a = h * b - 1
@@ -107,6 +108,12 @@ def test_scaling_of_one_parameter_and_of_extremes():
         phi, tau = scaling(h, b, 50)
         assert math.isfinite(phi)
         assert 0 < tau < math.inf
+
+
+def test_a_length_is_a_hundredth_beyond_where_a_parabola_falls_as_far_and_at_most_1():
+    for t in (1e-6, 0.3, 0.98):
+        assert expected(t**2, -2 * t) == pytest.approx(1.01 * t)  # of the parabola (· - t)²
+    assert expected(4.0, -4.0) == expected(0.0, -4.0) == 1
 
 
 # The optimizer
@@ -161,6 +168,7 @@ def test_the_minimiser_is_found_at_any_scale_of_the_loss(function, start, size):
     optimizer, x, closure = run(lambda x: size * function(x), start)
     first = optimizer.step(closure)
     assert first.item() == pytest.approx(size * function(torch.tensor(start).double()).item())
+    assert first.dtype == torch.float64
     assert x.tolist() == pytest.approx([1.0] * len(start), abs=1e-6)
 
 
@@ -327,6 +335,21 @@ def test_a_closure_without_a_backward_pass_is_refused(left):
     with pytest.raises(ValueError, match=r"no gradient: call loss.backward\(\) in it"):
         optimizer.step(lambda: quadratic(x))
     assert not optimizer.stalled
+
+
+def test_gradients_that_add_up_are_refused():
+    optimizer, x, closure = run(quadratic, [0.0, 0.0])
+
+    def adding_up():
+        loss = quadratic(x)
+        loss.backward()
+        return loss
+
+    with pytest.raises(ValueError, match=r"gradients.* call zero_grad in it"):
+        optimizer.step(adding_up)
+    assert (x == 0).all()
+    optimizer.step(closure)
+    assert (x != 0).all()
 
 
 @pytest.mark.parametrize("total", [None, {"pde": 1.0}, [1.0], "1"])

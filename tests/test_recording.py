@@ -164,7 +164,8 @@ def test_gradients_may_be_off_or_inference_on(model, recorded_only):
     for context in (torch.no_grad(), torch.inference_mode(), torch.enable_grad()):
         with context:
             for _ in range(3):
-                check_equal(recorded(batch), expected)
+                check_equal(found := recorded(batch), expected)
+                assert not found[0].is_inference()
     assert len(recorded._recordings) == 2
 
 
@@ -382,13 +383,19 @@ def test_what_depends_on_a_value_is_refused(model, function, message):
         Recorded(lambda batch: function(batch["x"], model))({"x": uniform(3, 1)})
 
 
-def test_a_function_sees_its_arguments_without_gaps_and_its_result_is_let_go(not_compiled):
-    recorded = Recorded(lambda batch: [batch["x"].view(-1)])
+def test_arguments_have_no_gaps_and_no_past_and_what_nobody_needs_is_let_go(not_compiled):
+    def function(batch):
+        assert batch["x"].is_leaf  # nothing reaches what it was computed from
+        batch["x"].exp()
+        return [batch["x"].view(-1)]
+
+    recorded = Recorded(function)
     for seed in range(3):
-        x = uniform(2, 3, seed=seed).T
-        check_equal(recorded({"x": x}), [x.flatten()])
+        x = uniform(2, 3, seed=seed).requires_grad_().T
+        check_equal(recorded({"x": x}), [x.detach().flatten()])
     (recording,) = recorded._recordings.values()
     assert [x.numel() for x in recording.result] == [0]
+    assert "exp" not in str(recording.operations.graph)  # nobody needs it
 
 
 def test_numbers_as_indices_are_fine(not_compiled):
@@ -483,7 +490,7 @@ def test_without_a_compiler_it_says_so_and_gives_the_same_numbers(model, monkeyp
 
 def test_another_failure_of_the_compiler_is_named(monkeypatch):
     def broken(graph, inputs, **_):
-        raise NotImplementedError("no such device\nhere\nand much more")
+        raise NotImplementedError("\nno such device\nhere\nand much more")
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=broken))
     recorded = Recorded(lambda batch: 2 * batch["x"])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from pinnlib.measuring import Measured
 
@@ -34,6 +34,8 @@ class Observation:
 
     step: int
     """Number of the step, from 1."""
+    model: nn.Module
+    """What is trained, as it was measured: look, but do not touch."""
     terms: tuple[str, ...]
     """Names of the K terms."""
     losses: Tensor
@@ -42,9 +44,14 @@ class Observation:
     """The weights used, ``(…, K)``."""
 
     def __init__(
-        self, step: int, terms: tuple[str, ...], measured: Measured, rows: Callable[[], Tensor]
+        self,
+        step: int,
+        model: nn.Module,
+        terms: tuple[str, ...],
+        measured: Measured,
+        rows: Callable[[], Tensor],
     ) -> None:
-        self.step, self.terms = step, terms
+        self.step, self.model, self.terms = step, model, terms
         self.losses, self.weights = measured.losses, measured.weights
         self._G, self._rows = measured.G, rows
 

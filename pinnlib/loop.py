@@ -102,7 +102,8 @@ def run_loop(
             batch = {name: x.to(device, dtype) for name, x in sample().items()}
             measured = step.measure(batch)
             if observe is not None:
-                observe(Observation(s, balancer.terms, measured, partial(step.rows, batch)))
+                rows = partial(step.rows, batch)
+                observe(Observation(s, model, balancer.terms, measured, rows))
             moving.zero_grad()
             step.apply(measured)
             moving.step()

@@ -21,8 +21,9 @@ def measured(*losses, G=None):
 
 def test_an_observation_shows_what_was_measured():
     G, asked = torch.ones(2, 3), []
-    seen = Observation(7, TERMS, measured((1.0, 2.0), G=G), lambda: asked.append(1))
-    assert (seen.step, seen.terms) == (7, TERMS)
+    model = torch.nn.Tanh()
+    seen = Observation(7, model, TERMS, measured((1.0, 2.0), G=G), lambda: asked.append(1))
+    assert (seen.step, seen.model, seen.terms) == (7, model, TERMS)
     assert seen.losses.tolist() == [1.0, 2.0]
     assert seen.weights.tolist() == [10.0, 20.0]
     assert seen.G is G
@@ -31,7 +32,8 @@ def test_an_observation_shows_what_was_measured():
 
 def test_an_observation_measures_gradients_once_if_no_rule_did():
     G, asked = torch.ones(2, 3), []
-    seen = Observation(1, TERMS, measured((1.0, 2.0)), lambda: asked.append(1) or G)
+    model = torch.nn.Tanh()
+    seen = Observation(1, model, TERMS, measured((1.0, 2.0)), lambda: asked.append(1) or G)
     assert not asked
     assert seen.G is G
     assert seen.G is G

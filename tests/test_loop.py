@@ -189,6 +189,7 @@ def test_an_observer_sees_each_step_before_the_optimizer_moves(make, run):
 
     def observe(observation):
         batch = {name: x.double() for name, x in batches[-1].items()}
+        assert observation.model is model
         losses = problem.losses(model, batch)
         torch.testing.assert_close(observation.losses, torch.stack([*losses.values()]).detach())
         torch.testing.assert_close(observation.G, gradient_matrix(losses, model))
@@ -217,13 +218,18 @@ def test_to_observe_changes_nothing():
 
 
 def test_an_observer_of_a_stack():
-    shapes = []
+    shapes, models = [], set()
+
+    def observe(seen):
+        models.add(seen.model)
+        shapes.append((seen.losses.shape, seen.weights.shape, seen.G.shape))
+
     balancer = GradientBalancer.simplified(every=2)
-    train_many(
-        Curve(), balancer, seeds=[0, 1, 2], steps=2, network=curve_network,
-        observe=lambda s: shapes.append((s.losses.shape, s.weights.shape, s.G.shape)),
-    )  # fmt: skip
+    stack, _ = train_many(
+        Curve(), balancer, seeds=[0, 1, 2], steps=2, network=curve_network, observe=observe
+    )
     assert shapes == [((3, 2), (3, 2), (3, 2, 13))] * 2
+    assert models == {stack}
 
 
 # What stops it

@@ -8,6 +8,7 @@ from helpers import assert_stack_equals_networks, default_dtype, in_float64, net
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pinnlib.coefficients import WithCoefficients
 from pinnlib.derivatives import nested
 from pinnlib.problems import Helmholtz, KleinGordon, Problem, Table, faces, sizes, uniform
 
@@ -269,10 +270,12 @@ def test_uniform_over_scales(exponent):
     assert torch.equal(x[:, 1], unit[:, 1])
 
 
-def test_uniform_has_the_default_dtype():
+def test_uniform_has_the_default_dtype_and_the_device_of_the_generator():
     assert uniform([(0, 2)], 3, seeded()).dtype == torch.float32
     with default_dtype(torch.float64):
         assert uniform([(0, 2)], 3, seeded()).dtype == torch.float64
+    with torch.device("meta"):
+        assert uniform([(0, 2)], 3, seeded()).device.type == "cpu"
 
 
 @pytest.mark.parametrize("n", [0, -1, 2.5, "8", None])
@@ -357,6 +360,24 @@ def test_the_reference_is_the_exact_solution(problem_class):
     assert torch.equal(problem_class().reference(x), problem_class().exact(x))
     assert Flat().reference(x).eq(7).all()
     assert problem_class(reference=torch.sin).reference is torch.sin
+
+
+# Coefficients, outputs
+
+
+def test_a_coefficient_is_that_of_the_model_if_it_is_unknown():
+    class Sliding(Line):
+        coefficients = {"speed": 3.0, "drag": 0.5}
+
+    model = WithCoefficients(network(Line.domain), speed=2.0)
+    problem = Sliding(unknown={"speed": 2.0})
+    assert problem.coefficient(model, "speed").item() == 2.0
+    assert problem.coefficient(model, "drag") == 0.5
+    assert Sliding().coefficient(model, "speed") == 3.0
+
+
+def test_a_problem_has_one_output_by_default_which_has_a_reference():
+    assert (Line.outputs, Line.hidden) == (1, 0)
 
 
 # Tables

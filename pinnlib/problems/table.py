@@ -46,7 +46,7 @@ class Table:
         d = len(self.domain)
         if self.values.ndim == d:
             self.values = self.values[..., None]
-        shape = tuple(self.values.shape)
+        shape = self.values.shape
         if not d or len(shape) != d + 1 or min(shape[:-1]) < 2 or not shape[-1]:
             raise ValueError(
                 f"values has shape {tuple(torch.as_tensor(values).shape)} for {d} inputs: pass "

@@ -101,12 +101,13 @@ def test_settings_are_those_of_the_compiler(model, monkeypatch):
         Recorded(gradient_of(model), dynamic=True)({"x": uniform(8, 1)})
 
 
-def test_compiled_once_whatever_the_strides(model, recorded_only):
+@pytest.mark.parametrize("tracked", [False, True])
+def test_compiled_once_whatever_the_strides(model, recorded_only, tracked):
     recorded = Recorded(gradient_of(model))
-    recorded({"x": uniform(8, 1)})
+    recorded({"x": uniform(8, 1).requires_grad_(tracked)})
     with torch.compiler.set_stance("fail_on_recompile"):
         for k in range(1, 13):
-            x = uniform(8 * k, 1, seed=k)[::k]
+            x = uniform(8 * k, 1, seed=k).requires_grad_(tracked)[::k]
             check_equal(recorded({"x": x}), gradient_of(model)({"x": x.clone()}))
     assert len(recorded._recordings) == 1
 

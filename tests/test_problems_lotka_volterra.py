@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import in_float64, points, seeded
+from helpers import asked_for, in_float64, points, seeded
 from scipy.integrate import solve_ivp
 from torch import nn
 
@@ -36,7 +36,7 @@ class Waves(nn.Module):
 def test_the_counts_are_those_of_a_second_copy():
     measured = LotkaVolterra().measured
     expected = torch.tensor([[*map(float, s.split())] for s in (HARES, LYNXES)]).double()
-    torch.testing.assert_close(measured.values.exp(), expected.T, rtol=1e-6, atol=0)
+    torch.testing.assert_close(measured.values.exp(), expected.T, rtol=1e-12, atol=0)
     assert measured.points.flatten().tolist() == [*range(21)]
 
 
@@ -59,6 +59,19 @@ def test_residuals_are_those_of_the_equations(known):
     assert list(found) == list(expected)
     for name, r in expected.items():
         torch.testing.assert_close(found[name], r, rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_coefficients_start_above_the_published_ones_by_a_factor_of_two_or_so():
+    starts = LotkaVolterra.unknown
+    assert list(starts) == list(LotkaVolterra.coefficients)
+    assert all(1 < starts[name] / c < 2.1 for name, c in LotkaVolterra.coefficients.items())
+
+
+def test_one_derivative_is_asked_for():
+    calls = []
+    problem = LotkaVolterra(derivatives=asked_for(calls), unknown={})
+    problem.residuals(Waves(), problem.sample(8, seeded()))
+    assert calls == [(1, None)]
 
 
 def test_taylor_and_nested_derivatives_agree():

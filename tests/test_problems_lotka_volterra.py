@@ -35,8 +35,9 @@ class Waves(nn.Module):
 
 def test_the_counts_are_those_of_a_second_copy():
     measured = LotkaVolterra().measured
-    expected = torch.tensor([[*map(float, s.split())] for s in (HARES, LYNXES)]).double()
-    torch.testing.assert_close(measured.values.exp(), expected.T, rtol=1e-12, atol=0)
+    rows = [[*map(float, s.split())] for s in (HARES, LYNXES)]
+    expected = torch.tensor(rows, dtype=torch.float64).T
+    torch.testing.assert_close(measured.values.exp(), expected, rtol=1e-12, atol=0)
     assert measured.points.flatten().tolist() == [*range(21)]
 
 

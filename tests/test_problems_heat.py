@@ -44,7 +44,16 @@ def test_residuals(derivatives, unknown):
     torch.testing.assert_close(residuals["initial"], -problem.exact(start))
 
 
+def test_what_is_measured_depends_on_the_seed_only():
+    x = torch.rand(100, 2, generator=seeded(), dtype=torch.float64)
+    noise = 0.01 * torch.randn(100, 1, generator=seeded(), dtype=torch.float64)
+    measured = Heat().measured
+    assert torch.equal(measured.points, x)
+    assert torch.equal(measured.values, Heat().reference(x) + noise)
+
+
 def test_points_lie_where_they_should():
+    assert Heat.domain == ((0.0, 1.0), (0.0, 1.0))
     batch = Heat().sample({"boundary": 4, "initial": 5, "pde": 6}, seeded())
     assert batch["boundary"][:, 0].tolist() == [0.0, 1.0, 0.0, 1.0]
     assert batch["initial"][:, 1].tolist() == [0.0] * 5

@@ -49,6 +49,16 @@ def test_measurements_take_the_default_dtype_and_the_device():
     assert measured.values.tolist() == [[1.0]] * 3
 
 
+def test_measurements_are_kept_in_double_precision_and_without_a_graph():
+    points, values = (torch.ones(3, n, requires_grad=True) for n in (2, 1))
+    measured = Measurements(points, values, noise=0.5)
+    assert measured.points.dtype == torch.float64
+    z = torch.randn(3, 1, generator=seeded(), dtype=torch.float64)
+    assert torch.equal(measured.values, 1 + 0.5 * z)
+    assert not measured.points.requires_grad
+    assert not measured.values.requires_grad
+
+
 @pytest.mark.parametrize(
     ("n", "m"), [((3,), (3, 1)), ((3, 1), (3,)), ((3, 1), (2, 1)), ((0, 1),) * 2]
 )

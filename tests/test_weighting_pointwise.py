@@ -315,6 +315,7 @@ def test_other_residuals_than_before_are_refused(terms, error, message, held):
         ({"pde": [torch.ones(3)]}, {}, ValueError, r"residual 'pde\[0\]' has shape \(3,\)"),
         ({"pde": [torch.ones(3, 2)]}, {}, ValueError, r"residual 'pde\[0\]' has shape \(3, 2\)"),
         ({"pde": [torch.ones(0, 1)]}, {}, ValueError, r"residual 'pde\[0\]' has no point: sample"),
+        ({"pde": [1.0]}, {}, TypeError, r"residual 'pde\[0\]' is a float: return a tensor"),
         ({"p.e": [torch.ones(3, 1)]}, {}, ValueError, "term 'p.e' has a dot, which no buffer may"),
         (None, {"gamma": 1}, ValueError, "gamma is 1: pass a number from 0 to below 1"),
         (None, {"gamma": -0.1}, ValueError, "gamma is -0.1: pass a number from 0"),

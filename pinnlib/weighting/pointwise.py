@@ -61,7 +61,7 @@ class ResidualAttention(nn.Module):
             if "." in term:
                 raise ValueError(f"term {term!r} has a dot, which no buffer may have: rename it")
             for i, r in enumerate(residuals):
-                check_residual(f"{term}[{i}]", r, r.shape[:-2])
+                check_residual(f"{term}[{i}]", r, getattr(r, "shape", ())[:-2])
                 if not r.numel():
                     raise ValueError(f"residual '{term}[{i}]' has no point: sample 1 or more")
                 self.register_buffer(f"{term}[{i}]", torch.zeros_like(r.detach()))

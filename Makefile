@@ -10,6 +10,7 @@ PEERS := .venv-peers
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BOOK_TESTS := benchmarks book cavity_runs colab mutate my_pinn own_pinn paper playground release site study sync
+SLOW_TESTS := distributed plotting problems_cavity recording
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 WANTED := --constraint constraints.txt --editable '.[book,test]'
 TEST_PACKAGE := $(BIN)/pytest -q -n logical --dist loadfile --no-loadscope-reorder tests pinnlib \
@@ -53,10 +54,10 @@ colab: $(INSTALLED) ## install the package as the chapters do in Colab; make tes
 	@echo "Testing the set-up cell in an environment like Colab's …"
 	@$(BIN)/pytest -q tests/test_colab.py
 
-unit: $(INSTALLED) ## test the package step by step, in one process (a minute)
-	@$(TEST_PACKAGE) --ignore tests/test_distributed.py -k 'not (recorded or inductor)'
+unit: $(INSTALLED) ## test the package, but for what takes longer: recorded steps, processes, figures, a flow (a minute)
+	@$(TEST_PACKAGE) $(addprefix --ignore tests/test_, $(SLOW_TESTS:=.py)) -k 'not recorded'
 
-package: $(INSTALLED) ## test the package, recorded steps and several processes, too (two minutes)
+package: $(INSTALLED) ## test the whole package (two minutes)
 	@$(TEST_PACKAGE)
 
 links: $(INSTALLED) ## look for dead links out of the site (asks each, online)

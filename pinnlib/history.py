@@ -35,7 +35,7 @@ class Observation:
     step: int
     """Number of the step, from 1."""
     model: nn.Module
-    """What is trained, as it was measured: look, but do not touch."""
+    """The network or the stack that is trained, before this step moves it."""
     terms: tuple[str, ...]
     """Names of the K terms."""
     losses: Tensor

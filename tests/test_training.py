@@ -388,7 +388,7 @@ WRITTEN = {
         lambda u, u_t, x: u_t + u - u.mean(),
         "residual 'pde' of a network in a stack differs .* reduce over none of the first axes",
     ),
-    "a mean over a small batch": (
+    "a mean of small residuals": (
         lambda u, u_t, x: 1e-6 * (u_t + u - u.mean()),
         "residual 'pde' of a network in a stack differs .* reduce over none of the first axes",
     ),

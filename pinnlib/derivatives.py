@@ -18,7 +18,7 @@ Model = Callable[[Tensor], Tensor]
 """Anything that maps points ``(N, d)`` to values ``(N, m)``, a module or a plain function."""
 
 Derived = tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]
-"""u, its first derivatives, and its second ones or their weighted sum."""
+"""u, its first derivatives, and its second ones; those of the highest order, or their one sum."""
 
 
 class Derivatives(Protocol):
@@ -42,7 +42,7 @@ class Derivatives(Protocol):
 
         Returns:
             u, and two tuples with a tensor of its shape for each input, the second ``()`` for
-            order 1, and one weighted sum for an ``operator``.
+            order 1. With an ``operator`` the last of them holds one weighted sum.
         """
         ...
 
@@ -57,7 +57,8 @@ def nested(
 
     .. math:: \sum_{j=1}^d a_j\, \frac{\partial^2 u}{\partial x_j^2}
 
-    where ``operator`` is :math:`(a_1, …, a_d)`. They stay connected to the parameters, so that a
+    where ``operator`` is :math:`(a_1, …, a_d)`, or for order 1 that of the first derivatives, in
+    place of them. They stay connected to the parameters, so that a
     loss made of them can be differentiated again, under ``torch.no_grad()`` and
     ``torch.inference_mode()`` too. The points must be independent of one another: no layer may mix
     the rows of a batch, as batch normalisation does.
@@ -66,11 +67,12 @@ def nested(
         model: maps points to values.
         x: points, ``(N, d)``, or ``(M, N, d)`` for a stack of M networks; no gradient reaches them.
         order: 2, or 1 to leave out the second derivatives; the third result is then ``()``.
-        operator: a number for each input; the third result then holds the weighted sum alone.
+        operator: a number for each input; the derivatives of the order asked for then are one
+            weighted sum.
 
     Returns:
-        ``u`` of shape ``(N, m)``, ``(M, N, m)`` for a stack, a tuple with ``d`` tensors of that
-        shape, and one with ``d``, 1 or none.
+        ``u`` of shape ``(N, m)``, ``(M, N, m)`` for a stack, and two tuples with ``d``, 1 or no
+        tensors of that shape.
 
     Raises:
         TypeError: if ``x`` or the model's output is no tensor.
@@ -104,18 +106,21 @@ def nested(
             _check_constant(model)
         gradients = [torch.zeros_like(x) if g is None else g for g in found]
         first = tuple(torch.stack([g[..., j] for g in gradients], dim=-1) for j in columns)
-        if order == 1:
-            return u, first, ()
 
         def second(j: int) -> Tensor:
             derived = [_derivative(g[..., j], x) for g in gradients]
             zero = torch.zeros_like(u[..., 0])
             return torch.stack([zero if g is None else g[..., j] for g in derived], dim=-1)
 
-        if weights is None:
-            return u, first, tuple(map(second, columns))
-        summands = [second(j) if a == 1 else a * second(j) for j, a in enumerate(weights) if a]
-        return u, first, (sum(summands[1:], summands[0]) if summands else torch.zeros_like(u),)
+        def asked(derivative: Callable[[int], Tensor]) -> tuple[Tensor, ...]:
+            if weights is None:
+                return tuple(map(derivative, columns))
+            summands = [
+                derivative(j) if a == 1 else a * derivative(j) for j, a in enumerate(weights) if a
+            ]
+            return (sum(summands[1:], summands[0]) if summands else torch.zeros_like(u),)
+
+        return (u, asked(first.__getitem__), ()) if order == 1 else (u, first, asked(second))
 
 
 def _derivative(y: Tensor, x: Tensor) -> Tensor | None:
@@ -141,18 +146,19 @@ def taylor(
 
     the chain rule and its derivative (:cite:t:`griewank2008`, chapter 13). No backward pass is
     needed before that of the loss, so there is less to compute and to remember; with an
-    ``operator``, one second derivative travels in place of d.
+    ``operator``, one derivative of the order asked for travels in place of d.
 
     Args:
         model: maps points to values by functions that a jet goes through; for any other, use
             :func:`nested`. It runs as it is, with its hooks, on a jet in place of the points.
         x: points, ``(N, d)``, or ``(M, N, d)`` for a stack of M networks; no gradient reaches them.
         order: 2, or 1 to leave out the second derivatives; the third result is then ``()``.
-        operator: a number for each input; the third result then holds the weighted sum alone.
+        operator: a number for each input; the derivatives of the order asked for then are one
+            weighted sum.
 
     Returns:
-        ``u`` of shape ``(N, m)``, ``(M, N, m)`` for a stack, a tuple with ``d`` tensors of that
-        shape, and one with ``d``, 1 or none.
+        ``u`` of shape ``(N, m)``, ``(M, N, m)`` for a stack, and two tuples with ``d``, 1 or no
+        tensors of that shape.
 
     Raises:
         TypeError: if ``x`` or the model's output is no tensor.
@@ -205,8 +211,6 @@ def _check(x: Tensor, order: int, operator: Sequence[float] | None) -> tuple[flo
         )
     if not all(map(math.isfinite, numbers)):
         raise ValueError(f"operator is {operator!r}: pass finite numbers")
-    if order == 1:
-        raise ValueError("operator weighs second derivatives, but order is 1: pass order=2")
     return tuple(map(float, numbers))
 
 

@@ -298,33 +298,36 @@ def test_taylor_equals_nested(build, kind, d, outputs, order):
 def test_operator_is_the_weighted_sum(build, kind, a):
     model, x = build(kind, outputs=2), points(5, 2) + 0.1
     u, first, second = nested(model, x)
-    expected = u, first, (a[0] * second[0] + a[1] * second[1],)
+    of_first, of_second = (a[0] * part[0] + a[1] * part[1] for part in (first, second))
     for derivatives in (nested, taylor):
-        assert_same(derivatives(model, x, operator=a), expected)
+        assert_same(derivatives(model, x, operator=a), (u, first, (of_second,)))
+        assert_same(derivatives(model, x, 1, operator=a), (u, (of_first,), ()))
 
 
+@pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("weights", [None, (-1.0, 2.0)])
 @OF_EACH_KIND
-def test_gradients_of_taylor_and_nested(build, kind, weights):
+def test_gradients_of_taylor_and_nested(build, kind, weights, order):
     model, x = build(kind, outputs=2), points(5, 2) + 0.1
-    rows = [gradients(f(model, x, operator=weights), model) for f in (taylor, nested)]
+    rows = [gradients(f(model, x, order, operator=weights), model) for f in (taylor, nested)]
     for a, b in zip(*rows, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
         assert a.abs().max() > 0
 
 
+@pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("weights", [None, (-1.0, 2.0)])
 @pytest.mark.parametrize("kind", STACKABLE)
 @BOTH
-def test_stack_equals_its_networks(build, derivatives, kind, weights):
+def test_stack_equals_its_networks(build, derivatives, kind, weights, order):
     models = [build(kind, outputs=2, seed=s) for s in range(3)]
     x = torch.stack([points(5, 2, s) + 0.1 for s in range(3)])
     stack = Stacked(models)
-    together = derivatives(stack, x, operator=weights)
-    alone = [flat(derivatives(m, x[s], operator=weights)) for s, m in enumerate(models)]
+    together = derivatives(stack, x, order, operator=weights)
+    alone = [flat(derivatives(m, x[s], order, operator=weights)) for s, m in enumerate(models)]
     for t, separate in zip(flat(together), zip(*alone, strict=True), strict=True):
         torch.testing.assert_close(t, torch.stack(separate), rtol=1e-10, atol=1e-12)
-    shared = taylor(stack, x[0], operator=weights)  # one batch for all
+    shared = taylor(stack, x[0], order, operator=weights)  # one batch for all
     for t, single in zip(flat(shared), alone[0], strict=True):
         torch.testing.assert_close(t[0], single, rtol=1e-10, atol=1e-12)
 
@@ -342,16 +345,17 @@ def test_recorded_by_make_fx(build, derivatives, weights):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
-def test_an_operator_carries_one_second_derivative():
+def test_an_operator_carries_one_derivative_of_the_order():
     seen = []
 
     def model(x):
         seen.append((len(x.first), len(x.second)))
         return x
 
-    for options in ({}, {"operator": (1, 1, 1)}, {"order": 1}):
-        taylor(model, points(4, 3), **options)
-    assert seen == [(3, 3), (3, 1), (3, 0)]
+    for order in (2, 1):
+        for weights in (None, (1, 1, 1)):
+            taylor(model, points(4, 3), order, operator=weights)
+    assert seen == [(3, 3), (3, 1), (3, 0), (1, 0)]
 
 
 # What holds for both
@@ -477,12 +481,6 @@ def test_another_order_is_refused(derivatives, order):
 def test_another_operator_is_refused(derivatives, weights, message):
     with pytest.raises(ValueError, match=message):
         derivatives(mlp(), points(3, 2), operator=weights)
-
-
-@BOTH
-def test_an_operator_of_first_derivatives_is_refused(derivatives):
-    with pytest.raises(ValueError, match="but order is 1: pass order=2"):
-        derivatives(mlp(), points(3, 2), 1, operator=(1, 1))
 
 
 @BOTH

@@ -73,12 +73,16 @@ class Jet:
         Args:
             x: points, ``(…, N, d)``.
             order: 2, or 1 to leave out the second derivatives.
-            weights: a number for each input: the second derivatives travel as one weighted sum.
+            weights: a number for each input: the derivatives of this order travel as one weighted
+                sum.
         """
         d = x.shape[-1]
         units = torch.eye(d, dtype=x.dtype, device=x.device).split(1)
-        count = 0 if order == 1 else d if weights is None else 1
-        return cls(x, units, [None] * count, weights)
+        if order == 1:
+            if weights is not None:
+                units = (sum(a * unit for a, unit in zip(weights, units, strict=True)),)
+            return cls(x, units, ())
+        return cls(x, units, [None] * (d if weights is None else 1), weights)
 
     @classmethod
     def __torch_function__(

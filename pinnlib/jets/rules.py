@@ -55,8 +55,10 @@ def _curve(jet: Jet, factor: Any, a: Jet, b: Jet) -> Jet:
         total: Stream = None
         for weight, (x, y) in zip(a.weights, pairs, strict=True):
             if weight and x is not None and y is not None:
-                xy = x * y
-                total = weight * xy if total is None else torch.add(total, xy, alpha=weight)
+                if total is None:
+                    total = (x if weight == 1 else weight * x) * y
+                else:
+                    total = torch.add(total, x * y, alpha=weight)
         added = [_times(factor, total)]
     return Jet(jet.value, jet.first, tuple(map(_plus, jet.second, added)), jet.weights)
 
@@ -111,8 +113,8 @@ def _chain(z: Jet, value: Tensor, slope: Any, bend: Callable[[], Any]) -> Jet:
 @rule("tanh")
 def _tanh(z: Jet) -> Jet:
     h = torch.tanh(z.value)
-    slope = 1 - h * h
-    return _chain(z, h, slope, lambda: -2 * h * slope)
+    bent = _curve(z, -2 * h, z, z) if z.second else z  # f'' = -2 h f': the slope comes last
+    return _each(partial(_times, 1 - h * h), h, bent)
 
 
 @rule("sigmoid")

@@ -70,8 +70,8 @@ class AllenCahn(Problem):
     def residuals(self, model: Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         left, initial, interior = batch["boundary"], batch["initial"], batch["pde"]
         right = torch.cat([left[..., :1] + 2, left[..., 1:]], dim=-1)  # one period on
-        u_left, (slope_left, _), _ = self.derivatives(model, left, order=1)
-        u_right, (slope_right, _), _ = self.derivatives(model, right, order=1)
+        u_left, (slope_left,), _ = self.derivatives(model, left, 1, operator=(1.0, 0.0))
+        u_right, (slope_right,), _ = self.derivatives(model, right, 1, operator=(1.0, 0.0))
         u, (_, u_t), (u_xx,) = self.derivatives(model, interior, operator=(1.0, 0.0))
         return {
             "boundary": u_left - u_right,

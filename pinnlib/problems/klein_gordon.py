@@ -59,7 +59,7 @@ class KleinGordon(Problem):
 
     def residuals(self, model: Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         boundary, initial, interior = batch["boundary"], batch["initial"], batch["pde"]
-        u_0, (_, u_t_0), _ = self.derivatives(model, initial, order=1)
+        u_0, (u_t_0,), _ = self.derivatives(model, initial, order=1, operator=(0.0, 1.0))
         u, _, (wave,) = self.derivatives(model, interior, operator=(-1.0, 1.0))
         return {
             "boundary": model(boundary) - self.exact(boundary),

@@ -35,10 +35,11 @@ def uniform(domain: Domain, n: int, generator: torch.Generator) -> Tensor:
         raise TypeError(f"generator is {generator!r}: pass torch.Generator().manual_seed(0)")
     if not isinstance(n, Integral) or n < 1:
         raise ValueError(f"n is {n!r}: use a whole number of points, 1 or more")
-    unit = torch.rand(n, len(domain), generator=generator, device=generator.device)
+    x = torch.rand(n, len(domain), generator=generator, device=generator.device)
     # Scaled by numbers of Python: a tensor of bounds would be copied to the device at every step.
-    columns = zip(domain, unit.split(1, dim=-1), strict=True)
-    return torch.cat([low + (high - low) * u for (low, high), u in columns], dim=-1)
+    for (low, high), column in zip(domain, x.unbind(-1), strict=True):
+        column.mul_(high - low).add_(low)
+    return x
 
 
 def faces(

@@ -61,7 +61,7 @@ class Wave(Problem):
 
     def residuals(self, model: Model, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         boundary, initial, interior = batch["boundary"], batch["initial"], batch["pde"]
-        u_0, (_, u_t_0), _ = self.derivatives(model, initial, order=1)
+        u_0, (u_t_0,), _ = self.derivatives(model, initial, order=1, operator=(0.0, 1.0))
         _, _, (wave,) = self.derivatives(model, interior, operator=(-(self.c**2), 1.0))
         return {
             "boundary": model(boundary),

@@ -57,11 +57,10 @@ def nested(
 
     .. math:: \sum_{j=1}^d a_j\, \frac{\partial^2 u}{\partial x_j^2}
 
-    where ``operator`` is :math:`(a_1, …, a_d)`, or for order 1 that of the first derivatives, in
-    place of them. They stay connected to the parameters, so that a
-    loss made of them can be differentiated again, under ``torch.no_grad()`` and
-    ``torch.inference_mode()`` too. The points must be independent of one another: no layer may mix
-    the rows of a batch, as batch normalisation does.
+    where ``operator`` is :math:`(a_1, …, a_d)`; for order 1 it sums the first derivatives alike.
+    They stay connected to the parameters, so that a loss made of them can be differentiated again,
+    under ``torch.no_grad()`` and ``torch.inference_mode()`` too. The points must be independent of
+    one another: no layer may mix the rows of a batch, as batch normalisation does.
 
     Args:
         model: maps points to values.

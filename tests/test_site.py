@@ -340,7 +340,7 @@ def test_what_is_far_from_the_screen_is_not_laid_out(browser: Browser, server: s
         code = page.locator(".bd-article div.cell:not(:has(details)) pre").last
         assert not code.evaluate(is_laid_out)
         code.scroll_into_view_if_needed()
-        assert code.evaluate(is_laid_out)
+        page.wait_for_function(is_laid_out, arg=code.element_handle())  # at the next frame
         page.wait_for_function("e => e.scrollWidth > e.clientWidth", arg=code.element_handle())
         page.wait_for_function("e => e.tabIndex == 0", arg=code.element_handle(), timeout=5000)
 

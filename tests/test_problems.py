@@ -4,7 +4,15 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import assert_stack_equals_networks, default_dtype, in_float64, network, points, seeded
+from helpers import (
+    asked_for,
+    assert_stack_equals_networks,
+    default_dtype,
+    in_float64,
+    network,
+    points,
+    seeded,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -165,12 +173,7 @@ def test_domains():
 @pytest.mark.parametrize("problem_class", PROBLEMS)
 def test_derivatives_are_exchangeable(problem_class):
     calls = []
-
-    def counted(model, x, order=2, *, operator=None):
-        calls.append((order, operator))
-        return nested(model, x, order, operator=operator)
-
-    problem, plain = problem_class(derivatives=counted), problem_class()
+    problem, plain = problem_class(derivatives=asked_for(calls)), problem_class()
     batch = plain.sample(8, seeded())
     losses, expected = (p.losses(network(plain.domain), batch) for p in (problem, plain))
     assert losses == expected
